@@ -1,0 +1,52 @@
+"""Differentiable secure aggregation in JAX.
+
+    client i                                                wire      server               inverse
+    --------                                                ----      ------               -------
+    update -forward-> grid units -round-> words -mask-> Upload ==> sum, unmask -> Total -> mean
+    float pytree      float32[D]          uint32[D]                uint32[D]      float pytree
+
+Law 1: in the protocol's integers the total equals the plain sum of the survivors' words bit for
+bit, for every protocol and key. Law 2: the Jacobian of a round with respect to the updates is
+that of the plain weighted mean of clipped updates.
+
+A simulation holds every client's secrets in one process: it models a protocol and its
+arithmetic, and protects nothing from the machine that runs it.
+"""
+
+from fedjax_agg._xla import compiler_options
+from fedjax_agg.codecs import Codec, FixedPoint
+from fedjax_agg.plan import Plan, plan_round
+from fedjax_agg.protocols import Plain, Protocol, SecAgg
+from fedjax_agg.secure_aggregate import SecureAggregateState, apply_if_ok, secure_aggregate
+from fedjax_agg.secure_round import Report, secure_mean, secure_sum
+from fedjax_agg.session import (
+    RoundContext,
+    Session,
+    fixed_seed,
+    root_seed,
+    simulated_session,
+)
+
+__all__ = [
+    "Codec",
+    "FixedPoint",
+    "Plain",
+    "Plan",
+    "Protocol",
+    "Report",
+    "RoundContext",
+    "SecAgg",
+    "SecureAggregateState",
+    "Session",
+    "apply_if_ok",
+    "compiler_options",
+    "fixed_seed",
+    "plan_round",
+    "root_seed",
+    "secure_aggregate",
+    "secure_mean",
+    "secure_sum",
+    "simulated_session",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,110 @@
+"""The no-wrap proof of a round, and the grid that weights live on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_agg import _check
+from fedjax_agg.codecs import Codec
+from fedjax_agg.protocols import Protocol
+from fedjax_agg.rounding import MAX_UNITS
+
+
+def largest_weight(
+    num_clients: int,
+    codec: Codec,
+    protocol: Protocol,
+    weights: Any = None,
+    max_weight: int | None = None,
+) -> int:
+    """The largest weight of a round, after the proof that no sum can wrap.
+
+    ``num_clients * max_weight * max_levels <= 2^(bits-1) - 1`` keeps the sum inside the ring,
+    and ``max_weight * max_levels < 2^23`` keeps one client's coordinates inside float32.
+
+    Args:
+        num_clients: the size of the cohort.
+        codec: what bounds one coordinate.
+        protocol: whose group the sum is in.
+        weights: None where every client counts once.
+        max_weight: the user's choice; None takes the largest that fits.
+
+    Returns:
+        The largest integer weight, 1 where ``weights`` is None.
+
+    Raises:
+        ValueError: the numbers do not fit; the message shows the product.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fedjax_agg.arithmetic import Ring
+        >>> from fedjax_agg.codecs import FixedPoint
+        >>> from fedjax_agg.protocols import Plain
+        >>> codec = FixedPoint(clip=1.0, levels=2**10, max_levels=2**10)
+        >>> largest_weight(100, codec, Plain(Ring(24)), weights=jnp.ones(100))
+        81
+    """
+    levels, largest = codec.bound(), protocol.group.largest
+    if weights is None:
+        wanted = 1
+    elif max_weight is None:
+        wanted = max(1, min(largest // (num_clients * levels), MAX_UNITS // levels))
+    else:
+        wanted = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
+    if num_clients * wanted * levels > largest:
+        raise _check.error(
+            "weight-budget",
+            f"num_clients * max_weight * max_levels = {num_clients} * {wanted} * {levels} "
+            f"= {num_clients * wanted * levels}",
+            f"at most 2**{protocol.group.bits - 1} - 1 = {largest}",
+        )
+    if wanted * levels > MAX_UNITS:
+        raise _check.error(
+            "float-budget",
+            f"max_weight * max_levels = {wanted} * {levels} = {wanted * levels}",
+            "below 2**23",
+        )
+    return wanted
+
+
+def weights_on_grid(weights: Any, max_weight: int) -> tuple[jax.Array, int]:
+    """Weights as whole numbers from 0 to ``max_weight``, and how many of them make one.
+
+    Rounding w and w * x separately would be wrong for a fractional w, so the weight is moved to
+    its grid first and the moved weight multiplies the update.
+
+    Args:
+        weights: [n], integers from 0 to ``max_weight`` or floats in [0, 1].
+        max_weight: the largest integer weight, and the number of grid steps in [0, 1].
+
+    Returns:
+        float32[n] of whole numbers, differentiable in float weights as if not rounded, and the
+        divisor, 1 for integers and ``max_weight`` for floats.
+
+    Raises:
+        ValueError: another dtype; static weights out of range. Traced ones are moved to the
+            nearer end, NaN to zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> weights_on_grid(jnp.array([0.0, 0.26, 1.0]), 4)
+        (Array([0., 1., 4.], dtype=float32), 4)
+    """
+    dtype = jnp.result_type(weights)
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    if not integers and not jnp.issubdtype(dtype, jnp.floating):
+        raise _check.error("weights-dtype", f"the dtype {dtype.name} of weights", "numbers")
+    limit, grid = (max_weight, 1) if integers else (1, max_weight)
+    numbers = _check.concrete(weights)
+    if numbers is not None and not ((numbers >= 0) & (numbers <= limit)).all():
+        first = int(np.argmin((numbers >= 0) & (numbers <= limit)))
+        raise _check.error(
+            "weights-range", f"weights[{first}]={numbers[first]}", f"from 0 to {limit}"
+        )
+    scaled = jnp.asarray(weights).astype(jnp.float32) * grid
+    inside = jnp.where(jnp.isnan(scaled), 0.0, jnp.clip(scaled, 0.0, max_weight))
+    # Straight through: the derivative of the moved weight is that of the weight.
+    return inside + lax.stop_gradient(jnp.round(inside) - inside), grid

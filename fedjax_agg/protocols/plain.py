@@ -1,0 +1,57 @@
+"""No protection: the output of the ideal functionality, as oracle and fast mode."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_agg import _check
+from fedjax_agg.arithmetic import Ring
+from fedjax_agg.protocols.protocol import Protocol, packed_bytes
+from fedjax_agg.session import RoundContext
+from fedjax_agg.wire import Total, Upload
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Protocol):
+    """The sum in the clear: the same words and the same total as every protocol, hidden by none.
+
+    For experiments on quantisation, wrap, dropouts and bits, and as the oracle in tests.
+
+    Attributes:
+        group: the ring of the words.
+
+    Formal Guarantees:
+        None. The server sees every word of every client.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fedjax_agg.session import RoundContext
+        >>> Plain().protect(jnp.array([5], jnp.uint32), None, RoundContext()).words
+        Array([5], dtype=uint32)
+    """
+
+    group: Ring = Ring(32)
+
+    def __post_init__(self):
+        _check.instance("group-type", Ring, group=self.group)
+
+    def prepare(self, agreement: jax.Array, client_ids: jax.Array, ctx: RoundContext) -> None:
+        """Nothing: there are no keys."""
+
+    def protect(self, words: jax.Array, private: None, ctx: RoundContext) -> Upload:
+        """The words as they are."""
+        return Upload(words)
+
+    def recover(self, uploads: jax.Array, ctx: RoundContext) -> Total:
+        """The sum as it is, of any set of survivors that is not empty."""
+        ok = jnp.any(ctx.survivors)
+        return Total(jnp.where(ok, uploads, jnp.uint32(0)), ok)
+
+    def bytes_up(self, length: int, num_clients: int) -> dict[str, int]:
+        """The packed words."""
+        return {"upload": packed_bytes(length, self.group)}
+
+    def bytes_down(self, length: int, num_clients: int) -> dict[str, int]:
+        """Nothing."""
+        return {"upload": 0}

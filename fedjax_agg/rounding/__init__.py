@@ -1,0 +1,32 @@
+"""float -> integer: the one non-smooth step of a round, after all codecs.
+
+Each rule takes float32[D] in grid units, |y| < 2^23, and gives int32[D].
+"""
+
+import jax
+
+from fedjax_agg.rounding.nearest import nearest as nearest
+from fedjax_agg.rounding.stochastic import stochastic as stochastic
+
+MODES = ("stochastic", "nearest")
+# Above 2^23 a float32 has no fraction left to round.
+MAX_UNITS = 2**23 - 1
+
+
+def round_to_grid(mode: str, units: jax.Array, key: jax.Array) -> jax.Array:
+    """Rounds float32[D] to int32[D] by the rule that a codec names.
+
+    Args:
+        mode: "stochastic" or "nearest".
+        units: float32[D] with |units| < 2^23.
+        key: uint32[8], the client's rounding key of this round; unused by "nearest".
+
+    Returns:
+        int32[D].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round_to_grid("nearest", jnp.array([0.6, -0.6]), jnp.zeros(8, jnp.uint32))
+        Array([ 1, -1], dtype=int32)
+    """
+    return stochastic(units, key) if mode == "stochastic" else nearest(units)

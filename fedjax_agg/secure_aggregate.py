@@ -1,0 +1,240 @@
+"""The optax end: per-client gradients in, one update out."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import DifferentiallyPrivateAggregateState
+
+from fedjax_agg import _check
+from fedjax_agg.codecs import Codec
+from fedjax_agg.protocols import Plain, Protocol
+from fedjax_agg.secure_round import Report, secure_mean
+from fedjax_agg.session import MAX_CLIENTS
+from fedjax_agg.structure import Structure
+
+
+class SecureAggregateState(NamedTuple):
+    """The state of ``secure_aggregate``: no secret and no counter, safe to log and to store.
+
+    Attributes:
+        report: the ``Report`` of the last round; ``ok`` is False before the first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedjax_agg as fa
+        >>> aggregate = fa.secure_aggregate(fa.FixedPoint(clip=1.0), num_clients=2)
+        >>> state = aggregate.init(jnp.zeros(3))
+        >>> isinstance(state, SecureAggregateState), bool(state.report.ok)
+        (True, False)
+    """
+
+    report: Report
+
+
+class ApplyIfOkState(NamedTuple):
+    """The state of ``apply_if_ok``.
+
+    Attributes:
+        aggregate: the state of the aggregation, with the last report.
+        inner: the state of the inner transformation.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import fedjax_agg as fa
+        >>> aggregate = fa.secure_aggregate(fa.FixedPoint(clip=1.0), num_clients=2)
+        >>> fa.apply_if_ok(aggregate, optax.sgd(0.1)).init(jnp.zeros(3))._fields
+        ('aggregate', 'inner')
+    """
+
+    aggregate: SecureAggregateState
+    inner: optax.OptState
+
+
+def secure_aggregate(
+    codec: Codec,
+    protocol: Protocol = Plain(),
+    *,
+    num_clients: int,
+    max_weight: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """``secure_mean`` as an optax transformation, the first of a chain.
+
+    ``update(grads, state, params, session=..., participation=None, weights=None)`` takes the
+    gradients of all clients, every leaf ``[num_clients, *p]`` over a parameter ``[*p]``, and
+    gives their mean, ``[*p]``. A failed round gives zeros; zeros still move a parameter under
+    momentum, Adam or weight decay, so wrap what follows in ``apply_if_ok``.
+
+    Accumulation over steps (``optax.MultiSteps``) belongs after it, in the chain, or inside
+    each client; per-example privacy inside each client.
+
+    Args:
+        codec: the map to grid units.
+        protocol: how words are protected.
+        num_clients: the size of every cohort, 2 to 65535.
+        max_weight: the largest integer weight; None takes the largest that fits.
+
+    Returns:
+        A ``GradientTransformationExtraArgs`` whose state is a ``SecureAggregateState``.
+
+    Raises:
+        TypeError, ValueError: as ``secure_mean``, and where the gradients have not one row for
+            each client over the shapes of ``params``.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import fedjax_agg as fa
+        >>> params = jnp.zeros(2)
+        >>> rule = optax.chain(
+        ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), fa.SecAgg(), num_clients=2),
+        ...     optax.sgd(1.0))
+        >>> state = rule.init(params)
+        >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
+        >>> grads = jnp.array([[0.5, 0.0], [0.0, 0.25]])
+        >>> rule.update(grads, state, params, session=session)[0].tolist()
+        [-0.25, -0.125]
+    """
+    _check.instance("codec-type", Codec, codec=codec)
+    _check.instance("protocol-type", Protocol, protocol=protocol)
+    _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
+
+    def init_fn(params):
+        # The report has the same structure before and after a round, so that states scan.
+        length = Structure.of(params).size
+        report = Report(
+            ok=jnp.bool_(False),
+            survivors=jnp.zeros(num_clients, jnp.bool_),
+            total_weight=jnp.float32(0),
+            bytes_up=_zeros(protocol.bytes_up(length, num_clients)),
+            bytes_down=_zeros(protocol.bytes_down(length, num_clients)),
+        )
+        return SecureAggregateState(report)
+
+    def update_fn(
+        updates, state, params=None, *, session=None, participation=None, weights=None, **extra
+    ):
+        del state, extra
+        if session is None:
+            raise _check.error("update-session", "session=None", "the session of this round")
+        if params is not None:
+            _check_shapes(updates, params, num_clients)
+        mean, report = secure_mean(
+            updates,
+            session,
+            codec=codec,
+            protocol=protocol,
+            weights=weights,
+            max_weight=max_weight,
+            participation=participation,
+        )
+        return mean, SecureAggregateState(report)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def apply_if_ok(
+    aggregate: optax.GradientTransformationExtraArgs, inner: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """``inner`` after a secure aggregation, and nothing at all after a failed one.
+
+    Where the round fails, the update is zero **and** the state of ``inner`` stays as it was:
+    Adam would otherwise move every weight by its momentum.
+
+    Args:
+        aggregate: what ``secure_aggregate`` returned.
+        inner: the rule that follows, such as ``optax.adam(1e-3)``.
+
+    Returns:
+        A ``GradientTransformationExtraArgs`` whose state is an ``ApplyIfOkState``; its update
+        takes the arguments of both.
+
+    Raises:
+        TypeError: ``aggregate`` is no ``secure_aggregate``, or ``inner`` no transformation.
+        ValueError: ``inner`` expects per-example gradients, which are gone by then.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import fedjax_agg as fa
+        >>> params = jnp.zeros(2)
+        >>> rule = apply_if_ok(
+        ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), fa.SecAgg(), num_clients=2),
+        ...     optax.adam(0.1))
+        >>> state = rule.init(params)
+        >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
+        >>> lost = jnp.array([True, False])  # one client never uploads
+        >>> update, state = rule.update(
+        ...     jnp.ones((2, 2)), state, params, session=session, participation=lost)
+        >>> update.tolist(), int(state.inner[0].count)
+        ([0.0, 0.0], 0)
+    """
+    for transformation, name in ((aggregate, "aggregate"), (inner, "inner")):
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise _check.error(
+                f"{name}-type",
+                f"{name} of type {type(transformation).__name__}",
+                "an optax.GradientTransformation",
+                TypeError,
+            )
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        aggregate_state, inner_state = aggregate.init(params), inner.init(params)
+        if not isinstance(aggregate_state, SecureAggregateState):
+            raise _check.error("aggregate-type", "aggregate", "made by secure_aggregate", TypeError)
+        states = jax.tree.leaves(inner_state, is_leaf=_is_per_example)
+        if any(map(_is_per_example, states)):
+            raise _check.error(
+                "optax-privacy",
+                "differentially_private_aggregate after secure_aggregate",
+                "inside the client",
+            )
+        return ApplyIfOkState(aggregate_state, inner_state)
+
+    def update_fn(
+        updates, state, params=None, *, session=None, participation=None, weights=None, **extra
+    ):
+        mean, aggregate_state = aggregate.update(
+            updates,
+            state.aggregate,
+            params,
+            session=session,
+            participation=participation,
+            weights=weights,
+        )
+        update, inner_state = inner.update(mean, state.inner, params, **extra)
+        ok = aggregate_state.report.ok
+        update = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), update)
+        inner_state = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old), inner_state, state.inner
+        )
+        return update, ApplyIfOkState(aggregate_state, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_per_example(state: Any) -> bool:
+    return isinstance(state, DifferentiallyPrivateAggregateState)
+
+
+def _zeros(counts: dict[str, int]) -> dict[str, jax.Array]:
+    return {stage: jnp.uint32(0) for stage in counts}
+
+
+def _check_shapes(updates, params, num_clients):
+    """Every gradient must be [num_clients, *p] over its parameter [*p]."""
+    grads, structure = jax.tree.flatten(updates)
+    if structure != jax.tree.structure(params):
+        raise _check.error(
+            "update-structure",
+            f"the tree {structure} of updates",
+            f"that of params, {jax.tree.structure(params)}",
+        )
+    for grad, (path, param) in zip(grads, jax.tree_util.tree_leaves_with_path(params)):
+        wanted = (num_clients, *jnp.shape(param))
+        if jnp.shape(grad) == wanted:
+            continue
+        name = jax.tree_util.keystr(path) or "the update itself"
+        # MultiSteps around the aggregation hands over its accumulator, shaped like params.
+        tag = "optax-order" if jnp.shape(grad) == jnp.shape(param) else "client-axis"
+        raise _check.error(tag, f"the shape {jnp.shape(grad)} of {name}", f"{wanted}")

@@ -1,0 +1,180 @@
+"""What each client of one cohort privately holds in one round, and what all of them know."""
+
+import dataclasses
+import functools
+import secrets
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_agg import _check
+from fedjax_agg.structure import Structure
+from fedjax_agg.symmetric import key_schedule
+
+MAX_CLIENTS = 65535
+
+
+class RoundContext(NamedTuple):
+    """What is public in a round; every party may see all of it.
+
+    Attributes:
+        round_id: uint32[], the number of the round.
+        public_seed: uint32[8], the source of all public randomness of the round.
+        client: uint32[], the id of the client that calls, 1 to n; None at the server.
+        structure: the tree, shapes and dtypes of an update.
+        survivors: bool[n], whose uploads are in the sum; None before the uploads.
+        total_weight: float32[], the sum of their weights; None before it is known.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fedjax_agg.structure import Structure
+        >>> RoundContext(structure=Structure.of(jnp.zeros(3))).structure.size
+        3
+    """
+
+    round_id: jax.Array | None = None
+    public_seed: jax.Array | None = None
+    client: jax.Array | None = None
+    structure: Structure | None = None
+    survivors: jax.Array | None = None
+    total_weight: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Session:
+    """The private state of the clients of one cohort in one round.
+
+    A pytree, so that it passes through ``jit``, ``vmap`` and ``scan``; the fields of one client
+    are the rows of ``client_ids``, ``secrets`` and ``agreement``. Its ``repr`` shows no secret,
+    but ``jax.tree.leaves(session)`` are the secrets themselves. Make a new one for every round.
+
+    Attributes:
+        round_id: uint32[], the number of the round; public.
+        public_seed: uint32[8], the source of all public randomness; public.
+        client_ids: uint32[n], 1 to n; public.
+        secrets: uint32[n, 8], the root of each client's own randomness in this round.
+        agreement: uint32[n, 8], each client's handle on the ideal key agreement: all rows are
+            equal, and the agreement hands client i the key of the pair (i, j) from row i. It
+            stands for a key exchange, and no function of a client or of the server receives it.
+
+    Example:
+        >>> session = simulated_session(root_seed(), num_clients=2)
+        >>> isinstance(session, Session), session.secrets.shape
+        (True, (2, 8))
+    """
+
+    round_id: jax.Array
+    public_seed: jax.Array
+    client_ids: jax.Array
+    secrets: jax.Array
+    agreement: jax.Array
+
+    @property
+    def num_clients(self) -> int:
+        """The number of clients in the cohort."""
+        return self.client_ids.shape[-1]
+
+    def __repr__(self) -> str:
+        return f"Session(num_clients={self.num_clients}, secrets=<redacted>)"
+
+
+def root_seed() -> jax.Array:
+    """A fresh seed of 256 bits from the operating system.
+
+    Returns:
+        uint32[8].
+
+    Example:
+        >>> seed = root_seed()
+        >>> seed.shape, seed.dtype.name
+        ((8,), 'uint32')
+    """
+    return jnp.asarray(np.frombuffer(secrets.token_bytes(32), np.uint32))
+
+
+def fixed_seed(number: int) -> jax.Array:
+    """A **predictable** seed for experiments that must repeat: it protects nothing.
+
+    Args:
+        number: an integer from 0 to 2^32 - 1.
+
+    Returns:
+        uint32[8].
+
+    Raises:
+        ValueError: ``number`` is not such an integer.
+
+    Example:
+        >>> fixed_seed(7)
+        Array([7, 0, 0, 0, 0, 0, 0, 0], dtype=uint32)
+    """
+    _check.integer_in("fixed-seed", 0, 2**32 - 1, number=number)
+    return jnp.zeros(8, jnp.uint32).at[0].set(np.uint32(number))
+
+
+def simulated_session(
+    seed: jax.Array, *, num_clients: int, round_id: jax.Array | int = 0
+) -> Session:
+    """The session of one round in which one process plays all clients.
+
+    Sessions of different rounds, or of different seeds, share no key.
+
+    Args:
+        seed: uint32[8], from ``root_seed`` or ``fixed_seed``; one seed serves a whole training
+            run.
+        num_clients: the size of the cohort, 2 to 65535.
+        round_id: the number of the round, 0 to 2^32 - 1; may be traced (uint32 or int32).
+
+    Returns:
+        The session.
+
+    Raises:
+        ValueError: a seed of another form, such as an integer or a ``jax.random`` key; a cohort
+            of one; a negative round.
+
+    Formal Guarantees:
+        Keys are derived by HKDF-SHA256 from all 256 bits of the seed and from the round, so they
+        are as strong as the seed. The key agreement between clients is **ideal**: it hands both
+        ends of a pair one key, where a deployment would run X25519. One process holds the
+        secrets of every client, so a session models a protocol and protects nothing from the
+        machine that runs it.
+
+    Example:
+        >>> session = simulated_session(fixed_seed(0), num_clients=3, round_id=5)
+        >>> session
+        Session(num_clients=3, secrets=<redacted>)
+        >>> int(session.round_id)
+        5
+    """
+    _check.words("seed", (8,), seed=seed)
+    num_clients = _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
+    number = _check.concrete(round_id)
+    if number is not None:
+        round_id = _check.integer_in("round-id", 0, 2**32 - 1, round_id=number[()])
+        round_id = np.uint32(round_id)
+    round_id = jnp.asarray(round_id).astype(jnp.uint32)
+
+    return _derive_session(seed, round_id, num_clients)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _derive_session(seed: jax.Array, round_id: jax.Array, num_clients: int) -> Session:
+    """The keys of a session; compiled, so that eager calls do not derive one by one."""
+
+    def derive(label: str, client: jax.Array) -> jax.Array:
+        return key_schedule.derive_key(
+            seed, label, salt=jnp.zeros(8, jnp.uint32), round_id=round_id, first=client
+        )
+
+    client_ids = jnp.arange(1, num_clients + 1, dtype=jnp.uint32)
+    everyone = jnp.uint32(0)
+    return Session(
+        round_id=round_id,
+        public_seed=derive(key_schedule.PUBLIC, everyone),
+        client_ids=client_ids,
+        secrets=jax.vmap(lambda client: derive(key_schedule.CLIENT, client))(client_ids),
+        agreement=jnp.broadcast_to(derive(key_schedule.AGREEMENT, everyone), (num_clients, 8)),
+    )

@@ -1,0 +1,96 @@
+"""The shape of an update: any pytree of floats as one flat float32 vector, and back."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_agg import _check
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The tree, shapes and dtypes of one client's update; public, hashable, holds no array.
+
+    Attributes:
+        treedef: the structure of the tree.
+        shapes: the shape of each leaf.
+        dtypes: the dtype of each leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> update = {"w": jnp.ones((2, 2)), "b": jnp.float16(3)}
+        >>> structure = Structure.of(update)
+        >>> structure.size
+        5
+        >>> flat = flatten(update)
+        >>> flat.tolist()
+        [3.0, 1.0, 1.0, 1.0, 1.0]
+        >>> structure.cast(structure.unflatten(flat))["b"]
+        Array(3., dtype=float16)
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, update: Any) -> "Structure":
+        """The structure of one update, from arrays or ``jax.ShapeDtypeStruct`` leaves.
+
+        Raises:
+            TypeError: a leaf that is not of a floating-point type; the message names its path.
+        """
+        not_float = _check.first_leaf(
+            update, lambda leaf: not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        )
+        if not_float is not None:
+            path, leaf = not_float
+            raise _check.error(
+                "update-dtype",
+                f"the dtype {jnp.result_type(leaf).name} of {path}",
+                "a floating-point type",
+                TypeError,
+            )
+        leaves, treedef = jax.tree.flatten(update)
+        return cls(
+            treedef,
+            tuple(jnp.shape(leaf) for leaf in leaves),
+            tuple(np.dtype(jnp.result_type(leaf)) for leaf in leaves),
+        )
+
+    @property
+    def size(self) -> int:
+        """The number of coordinates."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def unflatten(self, vector: jax.Array) -> Any:
+        """The inverse of ``flatten``: float32[size] -> the tree, its leaves still float32."""
+        leaves, begin = [], 0
+        for shape in self.shapes:
+            end = begin + math.prod(shape)
+            leaves.append(vector[begin:end].reshape(shape))
+            begin = end
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def cast(self, update: Any) -> Any:
+        """The tree with every leaf in the dtype it came in."""
+        leaves = jax.tree.leaves(update)
+        cast = [leaf.astype(dtype) for leaf, dtype in zip(leaves, self.dtypes)]
+        return jax.tree.unflatten(self.treedef, cast)
+
+
+def flatten(update: Any) -> jax.Array:
+    """The coordinates of one update in the order of ``jax.tree.leaves``: float32[size].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> flatten({"b": jnp.zeros(1), "a": jnp.ones((1, 2))}).tolist()
+        [1.0, 1.0, 0.0]
+    """
+    leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(update)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0, jnp.float32)

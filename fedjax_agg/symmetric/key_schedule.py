@@ -1,0 +1,173 @@
+"""From secrets to keys: one HKDF for every key of the library, and ChaCha20's nonces.
+
+Each key is HKDF-SHA256 (RFC 5869) of a secret. The salt names the session; the info names what
+the key is for, the round, and the parties::
+
+    info = "fedjax_agg/v1/" || label || 00 || BE64(round) || BE32(first) || BE32(second)
+           [|| context_hash, 32 bytes]
+
+A label ends at its zero byte and everything after it has a fixed length, so no two purposes
+share an info. The labels below are all that the library uses.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_agg import _check
+from fedjax_agg.symmetric.sha256 import DIGEST_BYTES, bytes_from_words, hkdf, words_from_bytes
+
+# What is derived here is part of the wire format: a change needs another version.
+WIRE_VERSION = 1
+
+# first and second are the smaller and the larger id of a pair, whose two ends need one key.
+PAIR_MASK = "pair-mask"
+# first and second are sender and receiver: each direction has keys of its own.
+SEAL_ENC = "seal-enc"
+SEAL_MAC = "seal-mac"
+# Of a secret of one client.
+SELF_MASK = "self-mask"
+ROUNDING = "rounding"
+# Of the seed of a simulated session; first is the client's id, or 0 for what is common to all.
+CLIENT = "client"
+AGREEMENT = "agreement"
+PUBLIC = "public"
+
+_IDENTIFIER_LIMIT = 2**32
+
+
+def derive_key(
+    ikm: jax.Array,
+    label: str,
+    *,
+    salt: jax.Array,
+    round_id: jax.Array | int,
+    first: jax.Array | int | None = None,
+    second: jax.Array | int | None = None,
+    context_hash: jax.Array | None = None,
+) -> jax.Array:
+    """The key of one purpose, round and pair of parties.
+
+    Under ``vmap``, what does not depend on the mapped arguments is computed once: over
+    ``second`` or ``round_id`` alone, a key costs two compressions of SHA-256; over ``ikm``, six.
+
+    Args:
+        ikm: uint32[8], the secret, as little-endian words.
+        label: the purpose: one of this module's constants, or lower-case letters, digits and
+            hyphens.
+        salt: uint32[8], public, names the session; as little-endian words.
+        round_id: uint32[], or an integer from 0 to 2^32 - 1.
+        first: uint32[] or an integer, the first party's id; None is 0.
+        second: uint32[] or an integer, the second party's id; None is 0.
+        context_hash: uint8[32] or None, the digest of what all parties must have received, such
+            as the model: parties with different ones derive different keys.
+
+    Returns:
+        uint32[8], 256 bits as little-endian words: a ChaCha20 key.
+
+    Raises:
+        ValueError: an argument of another shape, type or range.
+
+    Formal Guarantees:
+        Where the secret is uniform and unknown to somebody, keys of different info are to them
+        independent and uniform, as far as HMAC-SHA256 is a pseudorandom function (RFC 5869,
+        section 3). A round number protects no earlier round: who learns the secret derives the
+        keys of every round, so what unmasking may reveal must be fresh in each.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> secret, session = jnp.zeros(8, jnp.uint32), jnp.zeros(8, jnp.uint32)
+        >>> key = derive_key(secret, PAIR_MASK, salt=session, round_id=7, first=1, second=2)
+        >>> key.shape, hex(key[0])
+        ((8,), '0xf6d3fefc')
+    """
+    _check.words("key-shape", (8,), ikm=ikm)
+    _check.words("key-shape", (8,), salt=salt)
+    if not isinstance(label, str) or not re.fullmatch("[a-z0-9-]+", label):
+        raise ValueError(
+            f"label={label!r} must be lower-case letters, digits and hyphens; use a constant of "
+            "key_schedule such as PAIR_MASK"
+        )
+    numbers = (
+        _number("round_id", round_id),
+        _number("first", 0 if first is None else first),
+        _number("second", 0 if second is None else second),
+    )
+    context = () if context_hash is None else (_digest(context_hash),)
+    return _derive(label, ikm, salt, numbers, context)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _derive(
+    label: str,
+    ikm: jax.Array,
+    salt: jax.Array,
+    numbers: tuple[jax.Array | np.uint32, ...],
+    context: tuple[jax.Array, ...],
+) -> jax.Array:
+    purpose = f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode()
+    upper_half_of_round = np.zeros(4, np.uint8)
+    parts = [
+        np.frombuffer(purpose, np.uint8),
+        upper_half_of_round,
+        bytes_from_words(jnp.stack(numbers), "big"),
+        *context,
+    ]
+    key = hkdf(
+        bytes_from_words(ikm), bytes_from_words(salt), jnp.concatenate(parts), DIGEST_BYTES
+    )
+    return words_from_bytes(key)
+
+
+def segment_nonce(segment: int) -> np.ndarray:
+    """The ChaCha20 nonce of one segment of a keystream: BE32(segment), then eight zero bytes.
+
+    Segments are streams of one key that never overlap.
+
+    Args:
+        segment: an integer from 0 to 2^32 - 1; static.
+
+    Returns:
+        uint32[3], 96 bits as little-endian words (RFC 8439, section 2.3).
+
+    Raises:
+        ValueError: the segment is no integer in range.
+
+    Example:
+        >>> [hex(word) for word in segment_nonce(1).tolist()]
+        ['0x1000000', '0x0', '0x0']
+    """
+    if isinstance(segment, jax.Array):
+        raise ValueError("segment of type jax.Array must be a static integer; number it in Python")
+    big_endian = int(_number("segment", segment)).to_bytes(4, "big")
+    return np.array([int.from_bytes(big_endian, "little"), 0, 0], np.uint32)
+
+
+def _number(name: str, value: jax.Array | int) -> jax.Array | np.uint32:
+    """A uint32 scalar; integers are checked and converted, arrays must be one already."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        if 0 <= value < _IDENTIFIER_LIMIT:
+            return np.uint32(value)
+        raise ValueError(f"{name}={value} must be from 0 to 2**32 - 1; count from 0 or 1")
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype != np.uint32 or shape != ():
+        found = type(value).__name__ if dtype is None else f"{dtype}{[*shape]}"
+        raise ValueError(
+            f"{name} of type {found} must be uint32[] or an integer; convert it with "
+            "jnp.uint32, and use jax.vmap for many"
+        )
+    return value
+
+
+def _digest(context_hash: jax.Array) -> jax.Array:
+    dtype, shape = getattr(context_hash, "dtype", None), getattr(context_hash, "shape", None)
+    if dtype != np.uint8 or shape != (DIGEST_BYTES,):
+        found = type(context_hash).__name__ if dtype is None else f"{dtype}{[*shape]}"
+        raise ValueError(
+            f"context_hash of type {found} must be uint8[{DIGEST_BYTES}]; hash the context with "
+            "sha256"
+        )
+    return context_hash

@@ -1,0 +1,14 @@
+"""Strict modes for every test, and eight fake devices to shard over."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(params=["eager", "jit"])
+def jit_or_not(request):
+    """The function as it is, and compiled."""
+    return jax.jit if request.param == "jit" else lambda function: function
