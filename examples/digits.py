@@ -21,6 +21,7 @@ import time
 
 RUNS = ("secure", "plain", "broken key")
 LOCAL_STEPS = 5
+LOCAL_BATCH = 16
 LOCAL_RATE = 0.3
 CLIP = 2.0
 # A client's number of images is its weight, up to this: weights are part of the bit budget.
@@ -32,7 +33,7 @@ def parse_arguments(arguments=None):
         description="Train on handwritten digits under secure aggregation."
     )
     parser.add_argument("--clients", type=int, default=50, help="default: 50")
-    parser.add_argument("--rounds", type=int, default=40, help="default: 40")
+    parser.add_argument("--rounds", type=int, default=30, help="default: 30")
     parser.add_argument("--bits", type=int, default=16, help="of one client's word; default: 16")
     parser.add_argument(
         "--seed", type=int, default=0, help="of data, model and sessions; default: 0"
@@ -100,7 +101,7 @@ def make_model(seed):
     return nnx.split(model, nnx.Param)
 
 
-def make_experiment(definition, data, plan):
+def make_experiment(definition, data, plan, seed):
     """The jitted parts: rounds, accuracy, difference from float, and one client's upload."""
     import jax
     import jax.numpy as jnp
@@ -115,24 +116,26 @@ def make_experiment(definition, data, plan):
     codec = plan.codec()
     server = optax.sgd(1.0, momentum=0.6)
 
-    def loss(params, client_images, client_labels, count):
-        logits = nnx.merge(definition, params)(client_images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, client_labels)
-        present = jnp.arange(len(client_labels)) < count
-        return jnp.sum(jnp.where(present, losses, 0.0)) / count
+    def loss(params, batch_images, batch_labels):
+        logits = nnx.merge(definition, params)(batch_images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels).mean()
 
-    def local_change(params, client_images, client_labels, count):
+    def local_change(params, key, client_images, client_labels, count):
         """What a client would like the server to subtract: start minus end of its own SGD."""
 
-        def step(local, _):
-            grads = jax.grad(loss)(local, client_images, client_labels, count)
+        def step(local, step_key):
+            batch = jax.random.randint(step_key, (LOCAL_BATCH,), 0, count)
+            grads = jax.grad(loss)(local, client_images[batch], client_labels[batch])
             return jax.tree.map(lambda p, g: p - LOCAL_RATE * g, local, grads), None
 
-        local, _ = jax.lax.scan(step, params, length=LOCAL_STEPS)
+        local, _ = jax.lax.scan(step, params, jax.random.split(key, LOCAL_STEPS))
         return jax.tree.map(jnp.subtract, params, local)
 
-    def changes(params):
-        return jax.vmap(local_change, in_axes=(None, 0, 0, 0))(params, images, labels, counts)
+    def changes(params, round_id):
+        """The updates of all clients; every run of a round draws the same batches."""
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), round_id), len(counts))
+        client = jax.vmap(local_change, in_axes=(None, 0, 0, 0, 0))
+        return client(params, keys, images, labels, counts)
 
     def float_mean(updates):
         """The weighted mean of the same clipped updates, in floating point and in the clear."""
@@ -148,7 +151,11 @@ def make_experiment(definition, data, plan):
 
         def run(params, state, session):
             step, state = rule.update(
-                changes(params), state, params, session=session, weights=weights
+                changes(params, session.round_id),
+                state,
+                params,
+                session=session,
+                weights=weights,
             )
             return optax.apply_updates(params, step), state
 
@@ -157,7 +164,7 @@ def make_experiment(definition, data, plan):
     @jax.jit
     def difference(params, session):
         """The largest coordinate of secure mean minus float mean of the same updates."""
-        updates = changes(params)
+        updates = changes(params, session.round_id)
         secure, _ = fa.secure_mean(
             updates,
             session,
@@ -170,8 +177,8 @@ def make_experiment(definition, data, plan):
         return jnp.max(jnp.stack(jax.tree.leaves(gaps)))
 
     @jax.jit
-    def plain_round(params, state):
-        step, state = server.update(float_mean(changes(params)), state, params)
+    def plain_round(params, state, round_id):
+        step, state = server.update(float_mean(changes(params, round_id)), state, params)
         return optax.apply_updates(params, step), state
 
     @jax.jit
@@ -183,7 +190,7 @@ def make_experiment(definition, data, plan):
         """The words of the first client, and its upload as the server sees it."""
         from fedjax_agg.rounding import nearest
 
-        update = jax.tree.map(lambda leaf: leaf[0], changes(params))
+        update = jax.tree.map(lambda leaf: leaf[0], changes(params, session.round_id))
         protocol = fa.SecAgg(group=plan.group)
         ctx = fa.RoundContext(session.round_id, session.public_seed, session.client_ids[0])
         words = plan.group.wrap(nearest(weights[0] * codec.forward(update, ctx)))
@@ -245,7 +252,9 @@ def train(options, plan, params, experiment, log):
         models["secure"], states["secure"] = timed(
             "masked", masked_round, models["secure"], states["secure"], session
         )
-        models["plain"], states["plain"] = plain_round(models["plain"], states["plain"])
+        models["plain"], states["plain"] = plain_round(
+            models["plain"], states["plain"], session.round_id
+        )
         models["broken key"], states["broken key"] = masked_round(
             models["broken key"], states["broken key"], break_one_key(session)
         )
@@ -273,9 +282,14 @@ def write_figure(path, accuracies, words, upload, plan):
     edge = max(1, int(np.percentile(np.abs(words), 99.5)))
     middle.hist(words, bins=61, range=(-edge, edge), color="C1")
     middle.set(title="What one client has", xlabel="word (grid steps)", ylabel="coordinates")
-    half = 2 ** (plan.ring_bits - 1)
-    right.hist(upload, bins=61, range=(-half, half), color="C0")
-    right.set(title="What the server sees of it", xlabel="uploaded word", ylabel="coordinates")
+    middle.locator_params(axis="x", nbins=5)
+    half = 2 ** (plan.ring_bits - 1) / 1e6
+    right.hist(upload / 1e6, bins=61, range=(-half, half), color="C0")
+    right.set(
+        title="What the server sees of it",
+        xlabel="uploaded word (millions of grid steps)",
+        ylabel="coordinates",
+    )
     figure.suptitle(
         f"Digits: {plan.num_clients} clients, {plan.size:,} parameters, "
         f"{plan.ring_bits} bits a coordinate",
@@ -321,7 +335,7 @@ def main(arguments=None):
     except ValueError as problem:
         parser.error(str(problem))
     log(str(plan))
-    experiment = make_experiment(definition, data, plan)
+    experiment = make_experiment(definition, data, plan, options.seed)
     accuracies, gaps, times, report = train(options, plan, params, experiment, log)
     session = fa.simulated_session(fa.fixed_seed(options.seed), num_clients=options.clients)
     words, upload = jax.tree.map(np.asarray, jax.jit(experiment[-1])(params, session))

@@ -224,10 +224,11 @@ def _padding(m: int) -> int:
 
 def _sum_over_lanes(keys, coefficients, nonce, first_block, length):
     """Many keys: one variadic reduce over the key axis, sixteen words at once."""
-    padding = _padding(keys.shape[0])
-    keys = jnp.pad(keys, ((0, padding), (0, 0)))
-    coefficients = jnp.pad(coefficients, (0, padding))
-    shape = (keys.shape[0], -(-length // WORDS_PER_BLOCK))
+    # Padded side by side, so that XLA stores the padded table: fused into the loop over keys,
+    # the padding would be a branch in it and cost a factor of ten.
+    table = jnp.concatenate([keys, coefficients[:, None]], axis=1)
+    table = jnp.pad(table, ((0, _padding(keys.shape[0])), (0, 0)))
+    shape = (table.shape[0], -(-length // WORDS_PER_BLOCK))
 
     def along_keys(values):
         return lax.broadcast_in_dim(values, shape, (0,))
@@ -235,12 +236,12 @@ def _sum_over_lanes(keys, coefficients, nonce, first_block, length):
     counter = first_block + lax.broadcasted_iota(jnp.uint32, shape, 1)
     words = _block_words(
         _first_state(
-            [along_keys(keys[:, i]) for i in range(8)],
+            [along_keys(table[:, i]) for i in range(8)],
             counter,
             [jnp.broadcast_to(nonce[i], shape) for i in range(3)],
         )
     )
-    weights = along_keys(coefficients)
+    weights = along_keys(table[:, 8])
     # The reducer captures NumPy scalars only: a jnp constant would be a captured array.
     sums = lax.reduce(
         [weights * word for word in words],

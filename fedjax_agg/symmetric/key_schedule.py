@@ -12,13 +12,20 @@ share an info. The labels below are all that the library uses.
 
 import functools
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.sha256 import DIGEST_BYTES, bytes_from_words, hkdf, words_from_bytes
+from fedjax_agg.symmetric.sha256 import (
+    DIGEST_BYTES,
+    bytes_from_words,
+    hkdf_expand,
+    hkdf_extract,
+    words_from_bytes,
+)
 
 # What is derived here is part of the wire format: a change needs another version.
 WIRE_VERSION = 1
@@ -35,8 +42,6 @@ ROUNDING = "rounding"
 CLIENT = "client"
 AGREEMENT = "agreement"
 PUBLIC = "public"
-
-_IDENTIFIER_LIMIT = 2**32
 
 
 def derive_key(
@@ -84,12 +89,66 @@ def derive_key(
         >>> key.shape, hex(key[0])
         ((8,), '0xf6d3fefc')
     """
+    return derive_keys(
+        ikm,
+        (label,),
+        salt=salt,
+        round_id=round_id,
+        first=first,
+        second=second,
+        context_hash=context_hash,
+    )[0]
+
+
+def derive_keys(
+    ikm: jax.Array,
+    labels: Sequence[str],
+    *,
+    salt: jax.Array,
+    round_id: jax.Array | int,
+    first: jax.Array | int | None = None,
+    second: jax.Array | int | None = None,
+    context_hash: jax.Array | None = None,
+) -> jax.Array:
+    """``derive_key`` for several purposes at once, which share the work on the secret.
+
+    Args:
+        ikm: uint32[8], as in ``derive_key``; so are all arguments but ``labels``.
+        labels: m >= 1 purposes, labels of one length.
+        salt: uint32[8].
+        round_id: uint32[] or an integer.
+        first: uint32[], an integer or None.
+        second: uint32[], an integer or None.
+        context_hash: uint8[32] or None.
+
+    Returns:
+        uint32[m, 8].
+
+    Raises:
+        ValueError: an argument of another shape, type or range, or labels of several lengths.
+
+    Formal Guarantees:
+        Those of ``derive_key``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> secret, session = jnp.zeros(8, jnp.uint32), jnp.zeros(8, jnp.uint32)
+        >>> keys = derive_keys(secret, (SEAL_ENC, SEAL_MAC), salt=session, round_id=7)
+        >>> bool((keys[1] == derive_key(secret, SEAL_MAC, salt=session, round_id=7)).all())
+        True
+    """
     _check.words("key-shape", (8,), ikm=ikm)
     _check.words("key-shape", (8,), salt=salt)
-    if not isinstance(label, str) or not re.fullmatch("[a-z0-9-]+", label):
+    for label in labels:
+        if not isinstance(label, str) or not re.fullmatch("[a-z0-9-]+", label):
+            raise ValueError(
+                f"label={label!r} must be lower-case letters, digits and hyphens; use a constant "
+                "of key_schedule such as PAIR_MASK"
+            )
+    if len({len(label) for label in labels}) != 1:
         raise ValueError(
-            f"label={label!r} must be lower-case letters, digits and hyphens; use a constant of "
-            "key_schedule such as PAIR_MASK"
+            f"labels={labels!r} must be labels of one length, at least one; derive the others by "
+            "another call"
         )
     numbers = (
         _number("round_id", round_id),
@@ -97,29 +156,27 @@ def derive_key(
         _number("second", 0 if second is None else second),
     )
     context = () if context_hash is None else (_digest(context_hash),)
-    return _derive(label, ikm, salt, numbers, context)
+    return _derive(tuple(labels), ikm, salt, numbers, context)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _derive(
-    label: str,
+    labels: tuple[str, ...],
     ikm: jax.Array,
     salt: jax.Array,
     numbers: tuple[jax.Array | np.uint32, ...],
     context: tuple[jax.Array, ...],
 ) -> jax.Array:
-    purpose = f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode()
+    purposes = [f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode() for label in labels]
     upper_half_of_round = np.zeros(4, np.uint8)
-    parts = [
-        np.frombuffer(purpose, np.uint8),
-        upper_half_of_round,
-        bytes_from_words(jnp.stack(numbers), "big"),
-        *context,
-    ]
-    key = hkdf(
-        bytes_from_words(ikm), bytes_from_words(salt), jnp.concatenate(parts), DIGEST_BYTES
-    )
-    return words_from_bytes(key)
+    parties = bytes_from_words(jnp.stack(numbers), "big")
+    prk = hkdf_extract(bytes_from_words(salt), bytes_from_words(ikm))
+
+    def expand(purpose):
+        info = jnp.concatenate([purpose, upper_half_of_round, parties, *context])
+        return words_from_bytes(hkdf_expand(prk, info, DIGEST_BYTES))
+
+    return jax.vmap(expand)(np.stack([np.frombuffer(purpose, np.uint8) for purpose in purposes]))
 
 
 def segment_nonce(segment: int) -> np.ndarray:
@@ -149,7 +206,7 @@ def segment_nonce(segment: int) -> np.ndarray:
 def _number(name: str, value: jax.Array | int) -> jax.Array | np.uint32:
     """A uint32 scalar; integers are checked and converted, arrays must be one already."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if 0 <= value < _IDENTIFIER_LIMIT:
+        if 0 <= value < 2**32:
             return np.uint32(value)
         raise ValueError(f"{name}={value} must be from 0 to 2**32 - 1; count from 0 or 1")
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)

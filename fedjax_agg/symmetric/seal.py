@@ -1,0 +1,183 @@
+"""Sealed messages between two clients: ChaCha20, then HMAC-SHA256.
+
+Clients send each other secrets, such as shares, through a server that must neither read nor
+change them. A pair agrees on one secret; every *direction* of the pair and every round then has
+an encryption key and an authentication key of its own, derived over the ordered ids (sender,
+receiver). With one key for both directions their two messages would share one pad.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_agg import _check
+from fedjax_agg.symmetric.chacha20 import keystream
+from fedjax_agg.symmetric.key_schedule import SEAL_ENC, SEAL_MAC, WIRE_VERSION, derive_keys
+from fedjax_agg.symmetric.sha256 import bytes_from_words, hmac_sha256, words_from_bytes
+
+
+class Sealed(NamedTuple):
+    """A sealed message, as the server relays it: it may be public.
+
+    Attributes:
+        ciphertext: uint32[k].
+        tag: uint32[8], HMAC-SHA256 over header and ciphertext, as little-endian words.
+    """
+
+    ciphertext: jax.Array
+    tag: jax.Array
+
+
+def seal(
+    agreed: jax.Array,
+    plaintext: jax.Array,
+    *,
+    salt: jax.Array,
+    round_id: jax.Array | int,
+    sender: jax.Array | int,
+    receiver: jax.Array | int,
+) -> Sealed:
+    """Encrypts and authenticates the one message of a sender to a receiver in a round.
+
+    The ciphertext is the plaintext XOR the ChaCha20 keystream of the ``seal-enc`` key, from block
+    0 with a nonce of zeros. The tag is HMAC-SHA256 under the ``seal-mac`` key of
+    ``BE32(version) || BE64(round) || BE32(sender) || BE32(receiver) || ciphertext``, the
+    ciphertext as little-endian words.
+
+    Args:
+        agreed: uint32[8], the secret of the pair, the same at both ends.
+        plaintext: uint32[k], k >= 1.
+        salt: uint32[8], public, names the session.
+        round_id: uint32[] or an integer.
+        sender: uint32[] or an integer, the id of this client.
+        receiver: uint32[] or an integer, the id of the peer.
+
+    Returns:
+        The sealed message.
+
+    Raises:
+        ValueError: an argument of another shape, type or range.
+
+    Formal Guarantees:
+        To a server that relays messages and colludes with any clients but these two, the
+        plaintext is hidden and a changed, swapped, reflected or replayed message is refused, as
+        far as ChaCha20 and HMAC-SHA256 are pseudorandom functions and ``agreed`` is uniform and
+        unknown to them (encrypt-then-MAC, Bellare and Namprempre 2000). So is a truncated one;
+        each forgery passes with probability about 2^-256.
+
+        **Seal once** for each (agreed, salt, round, sender, receiver): a second message under the
+        same five has the same pad, and the XOR of both plaintexts is public. Not hidden: length,
+        round, sender and receiver. Not given: any protection of earlier messages once ``agreed``
+        is revealed, nor against one of the two clients, who can forge the other's messages.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> agreed, salt = jnp.arange(8, dtype=jnp.uint32), jnp.zeros(8, jnp.uint32)
+        >>> sealed = seal(agreed, jnp.array([5, 6], jnp.uint32),
+        ...               salt=salt, round_id=7, sender=1, receiver=2)
+        >>> plaintext, ok = open_sealed(
+        ...     agreed, sealed, salt=salt, round_id=7, sender=1, receiver=2)
+        >>> plaintext, bool(ok)
+        (Array([5, 6], dtype=uint32), True)
+    """
+    _require_message(plaintext=plaintext)
+    encryption, authentication = _keys(agreed, salt, round_id, sender, receiver)
+    ciphertext = _crypt(encryption, plaintext)
+    return Sealed(ciphertext, _tag(authentication, ciphertext, round_id, sender, receiver))
+
+
+def open_sealed(
+    agreed: jax.Array,
+    sealed: Sealed,
+    *,
+    salt: jax.Array,
+    round_id: jax.Array | int,
+    sender: jax.Array | int,
+    receiver: jax.Array | int,
+) -> tuple[jax.Array, jax.Array]:
+    """Opens a sealed message, or refuses it.
+
+    The receiver passes what it knows itself: the round it is in, who the message claims to be
+    from, and its own id. All 256 bits of the tag are compared, without an early exit.
+
+    Args:
+        agreed: uint32[8], the secret of the pair.
+        sealed: what arrived.
+        salt: uint32[8], as in ``seal``.
+        round_id: uint32[] or an integer.
+        sender: uint32[] or an integer, the id of the peer.
+        receiver: uint32[] or an integer, the id of this client.
+
+    Returns:
+        The plaintext, uint32[k], and whether the message was accepted, bool[]. The plaintext of
+        a refused message is zeros.
+
+    Raises:
+        ValueError: an argument of another shape, type or range.
+
+    Formal Guarantees:
+        Those of ``seal``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> agreed, salt = jnp.arange(8, dtype=jnp.uint32), jnp.zeros(8, jnp.uint32)
+        >>> sealed = seal(agreed, jnp.array([5, 6], jnp.uint32),
+        ...               salt=salt, round_id=7, sender=1, receiver=2)
+        >>> replayed, ok = open_sealed(
+        ...     agreed, sealed, salt=salt, round_id=8, sender=1, receiver=2)
+        >>> replayed, bool(ok)
+        (Array([0, 0], dtype=uint32), False)
+    """
+    ciphertext, tag = sealed
+    _require_message(**{"sealed.ciphertext": ciphertext})
+    _check.words("key-shape", (8,), **{"sealed.tag": tag})
+    encryption, authentication = _keys(agreed, salt, round_id, sender, receiver)
+    expected = _tag(authentication, ciphertext, round_id, sender, receiver)
+    ok = jnp.all(tag == expected)
+    return jnp.where(ok, _crypt(encryption, ciphertext), jnp.uint32(0)), ok
+
+
+def _keys(agreed, salt, round_id, sender, receiver) -> tuple[jax.Array, jax.Array]:
+    """The encryption and the authentication key of one direction and round."""
+    _check.words("key-shape", (8,), agreed=agreed)
+    encryption, authentication = derive_keys(
+        agreed,
+        (SEAL_ENC, SEAL_MAC),
+        salt=salt,
+        round_id=round_id,
+        first=sender,
+        second=receiver,
+    )
+    return encryption, authentication
+
+
+@jax.jit
+def _crypt(key: jax.Array, words: jax.Array) -> jax.Array:
+    # The nonce can be constant because the key is used for one message only.
+    return words ^ keystream(key, np.zeros(3, np.uint32), words.shape[0])
+
+
+def _tag(key: jax.Array, ciphertext: jax.Array, round_id, sender, receiver) -> jax.Array:
+    # Of fixed length, so that no header and ciphertext run together like another pair of them.
+    numbers = (WIRE_VERSION, 0, round_id, sender, receiver)
+    header = jnp.stack([jnp.asarray(number, jnp.uint32) for number in numbers])
+    return _authenticate(key, header, ciphertext)
+
+
+@jax.jit
+def _authenticate(key: jax.Array, header: jax.Array, ciphertext: jax.Array) -> jax.Array:
+    message = jnp.concatenate([bytes_from_words(header, "big"), bytes_from_words(ciphertext)])
+    return words_from_bytes(hmac_sha256(bytes_from_words(key), message))
+
+
+def _require_message(**arguments: jax.Array) -> None:
+    for name, value in arguments.items():
+        shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+        if dtype != np.uint32 or len(shape) != 1 or not shape[0]:
+            found = type(value).__name__ if dtype is None else f"{dtype}{[*shape]}"
+            raise ValueError(
+                f"{name} of type {found} must be uint32[k] with k >= 1; flatten it to words, "
+                "and use jax.vmap for many"
+            )
