@@ -8,7 +8,6 @@ The tag is stable: documentation and tests refer to it. Values that are traced p
 when they are out of range is part of the docstring of whoever takes them.
 """
 
-import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -25,11 +24,11 @@ REMEDIES = {
     "coefficients-shape": "give one uint32 coefficient for every key, such as 1 and 2**32 - 1",
     "keystream-length": "ask for a positive number of 32-bit words, or 0 for none",
     "keystream-start": "begin at a multiple of 16 words, the length of a ChaCha20 block",
-    "keystream-counter": "RFC 8439 counts blocks in 32 bits: use another nonce for what lies "
-    "beyond 2**36 words",
+    "keystream-counter": "RFC 8439 counts blocks of 16 words in 32 bits: use another nonce for "
+    "what lies beyond",
     "seed": "an integer or a jax.random key holds at most 64 bits; pass root_seed(), or "
     "fixed_seed(0) where a predictable seed is meant",
-    "fixed-seed": "use a small non-negative integer such as fixed_seed(0)",
+    "fixed-seed": "count experiments from fixed_seed(0), or pass root_seed() itself",
     "num-clients": "the sum over one client is that client's update; take at least two and at "
     "most 65535",
     "round-id": "count rounds from 0; after 2**32 - 1 rounds start again from a new seed",
@@ -40,11 +39,14 @@ REMEDIES = {
     "tree (jax.tree.map, flax.nnx.split)",
     "client-axis": "stack the clients' updates along axis 0 of every leaf, one row for each "
     "client of the session",
+    "session-clients": "make the session and the transformation for the same number of clients",
+    "session-rounds": "a session is of one round: use jax.vmap or jax.lax.scan over many",
     "update-structure": "give every client's update the structure and shapes of the parameters",
     "weights-shape": "give one weight for every client, in the order of the updates",
     "weights-dtype": "weights are integers from 0 to max_weight, or fractions in [0, 1] as floats",
-    "weights-range": "divide the weights by their public maximum, or raise max_weight",
-    "max-weight": "choose a positive integer; plan_round(..., max_weight=w) shows what fits",
+    "weights-range": "integers go from 0 to max_weight and floats from 0 to 1: divide larger "
+    "weights by their public maximum, or raise max_weight",
+    "max-weight": "plan_round(..., max_weight=w) shows what fits a round",
     "weight-budget": "raise the ring's bits, or lower max_weight, max_levels or the number of "
     "clients; plan_round(...) shows what fits",
     "float-budget": "float32 cannot round a larger number to the grid: lower max_levels "
@@ -61,15 +63,21 @@ REMEDIES = {
     "rounding": "use 'stochastic' (unbiased) or 'nearest' (half the worst-case error)",
     "plan-size": "pass a pytree of parameters or a positive number of them",
     "plan-bits": "choose the resolution of one client's word, for example bits=16",
-    "plan-ring": "change one of them",
+    "plan-ring": "take fewer bits, a smaller max_weight or fewer clients",
     "update-session": "call update(grads, state, params, session=simulated_session(...))",
-    "optax-order": "accumulate inside the client or after aggregation: "
-    "optax.chain(secure_aggregate(...), optax.MultiSteps(...)), never MultiSteps around it",
+    "optax-order": "give the gradients of all clients, one row each; if optax.MultiSteps is "
+    "around secure_aggregate, put it after: optax.chain(secure_aggregate(...), "
+    "optax.MultiSteps(...))",
     "optax-privacy": "per-example clipping and noise belong inside the client, before "
     "aggregation: apply differentially_private_aggregate to each client's own gradients",
-    "inner-type": "pass an optax.GradientTransformation such as optax.adam(1e-3)",
+    "inner-type": "pass a rule such as optax.adam(1e-3), or the gradient_transformation() of "
+    "an optax.MultiSteps",
     "aggregate-type": "pass secure_aggregate(codec, protocol, num_clients=n)",
 }
+
+
+# The normal numbers of float32, in which a round computes.
+_SMALLEST, _LARGEST = (float(limit) for limit in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
 def error(
@@ -85,6 +93,25 @@ def concrete(value: Any) -> np.ndarray | None:
         return np.asarray(value)
     except jax.errors.TracerArrayConversionError:
         return None
+    except (TypeError, ValueError):  # Keys and ragged sequences are no arrays of numbers.
+        return np.array(None)
+
+
+def shown(value: Any) -> str:
+    """A value as a message may show it: numbers and names, never what could hold a key."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(value, type):
+        return f"type[{value.__name__}]"
+    if shape is not None:
+        numbers = concrete(value)
+        if numbers is not None and shape == () and numbers.dtype != object:
+            return repr(numbers.item())
+        return f"{'traced ' if numbers is None else ''}{dtype}{[*shape]}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return repr(value)
+    return f"type {type(value).__name__}"
 
 
 def _named(argument: dict[str, Any]) -> tuple[str, Any]:
@@ -92,52 +119,51 @@ def _named(argument: dict[str, Any]) -> tuple[str, Any]:
     return name, value
 
 
-def integer_in(tag: str, low: int, high: int, **argument: Any) -> int:
+def integer_in(tag: str, low: int, high: int, /, **argument: Any) -> int:
     """Requires a Python or NumPy integer in [low, high] and returns it."""
     name, value = _named(argument)
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except (TypeError, jax.errors.TracerIntegerConversionError):
-        number = low - 1
-    if not low <= number <= high:
-        raise error(tag, f"{name}={value!r}", f"an integer from {low} to {high}")
-    return number
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
+        wanted = "a static integer" if concrete(value) is None else "an integer"
+        raise error(tag, f"{name}={shown(value)}", f"{wanted} from {low} to {high}")
+    # NumPy's integers have a width, in which a proof about products would itself wrap.
+    return int(value)
 
 
-def positive(tag: str, **argument: Any) -> None:
-    """Requires finite positive numbers; traced ones pass."""
+def positive(tag: str, /, **argument: Any) -> None:
+    """Requires numbers that are finite and positive in float32; traced ones pass."""
     name, value = _named(argument)
     numbers = concrete(value)
     if numbers is None or (
-        np.issubdtype(numbers.dtype, np.number)
+        isinstance(value, (int, float, np.generic, np.ndarray, jax.Array))
+        and np.issubdtype(numbers.dtype, np.number)
         and np.isrealobj(numbers)
-        and (numbers > 0).all()
-        and (numbers < np.inf).all()
+        and (numbers >= _SMALLEST).all()
+        and (numbers <= _LARGEST).all()
     ):
         return
-    raise error(tag, f"{name}={value!r}", "a finite positive number")
+    raise error(tag, f"{name}={shown(value)}", "a positive number, finite in float32")
 
 
-def one_of(tag: str, options: Collection[str], **argument: Any) -> None:
+def one_of(tag: str, options: Collection[str], /, **argument: Any) -> None:
     """Requires one of a few strings."""
     name, value = _named(argument)
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         listed = " or ".join(repr(option) for option in options)
-        raise error(tag, f"{name}={value!r}", listed)
+        raise error(tag, f"{name}={shown(value)}", listed)
 
 
-def instance(tag: str, types: type | tuple[type, ...], **argument: Any) -> None:
+def instance(tag: str, types: type | tuple[type, ...], /, **argument: Any) -> None:
     """Requires an instance of a type; the message shows the type, never the value."""
     name, value = _named(argument)
     if not isinstance(value, types):
         listed = types if isinstance(types, tuple) else (types,)
         wanted = " or ".join(t.__name__ for t in listed)
-        raise error(tag, f"{name} of type {type(value).__name__}", f"a {wanted}", TypeError)
+        found = shown(value) if isinstance(value, type) else type(value).__name__
+        raise error(tag, f"{name} of type {found}", f"a {wanted}", TypeError)
 
 
-def words(tag: str, shape: tuple[int | None, ...], **argument: Any) -> None:
+def words(tag: str, shape: tuple[int | None, ...], /, **argument: Any) -> None:
     """Requires a uint32 array of a shape in which None stands for any length."""
     name, value = _named(argument)
     wanted = ",".join("n" if size is None else str(size) for size in shape)
@@ -154,17 +180,19 @@ def words(tag: str, shape: tuple[int | None, ...], **argument: Any) -> None:
         raise error(tag, f"{name} of type {found}", f"uint32[{wanted}]")
 
 
-def shape(tag: str, wanted: tuple[int, ...], **argument: Any) -> None:
+def shape(tag: str, wanted: tuple[int, ...], /, **argument: Any) -> None:
     """Requires an array of exactly this shape."""
     name, value = _named(argument)
-    found = np.shape(value)
+    found = getattr(value, "shape", None)
+    if found is None:
+        raise error(tag, f"{name} of type {type(value).__name__}", f"an array of shape {wanted}")
     if found != wanted:
         raise error(tag, f"the shape {found} of {name}", f"{wanted}")
 
 
-def first_leaf(tree: Any, wrong: Callable[[Any], bool]) -> tuple[str, Any] | None:
-    """The path and value of the first leaf that is ``wrong``, or None."""
+def first_leaf(name: str, tree: Any, wrong: Callable[[Any], bool]) -> tuple[str, Any] | None:
+    """The path, from the argument's name on, and value of the first ``wrong`` leaf, or None."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if wrong(leaf):
-            return jax.tree_util.keystr(path) or "the update itself", leaf
+            return name + jax.tree_util.keystr(path), leaf
     return None

@@ -48,12 +48,14 @@ def largest_weight(
         81
     """
     levels, largest = codec.bound(), protocol.group.largest
+    if max_weight is not None:
+        max_weight = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
     if weights is None:
         wanted = 1
     elif max_weight is None:
         wanted = max(1, min(largest // (num_clients * levels), MAX_UNITS // levels))
     else:
-        wanted = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
+        wanted = max_weight
     if num_clients * wanted * levels > largest:
         raise _check.error(
             "weight-budget",
@@ -93,16 +95,20 @@ def weights_on_grid(weights: Any, max_weight: int) -> tuple[jax.Array, int]:
         >>> weights_on_grid(jnp.array([0.0, 0.26, 1.0]), 4)
         (Array([0., 1., 4.], dtype=float32), 4)
     """
-    dtype = jnp.result_type(weights)
+    dtype = weights.dtype
     integers = jnp.issubdtype(dtype, jnp.integer)
     if not integers and not jnp.issubdtype(dtype, jnp.floating):
-        raise _check.error("weights-dtype", f"the dtype {dtype.name} of weights", "numbers")
+        raise _check.error(
+            "weights-dtype", f"the dtype {dtype.name} of weights", "an integer or float type"
+        )
     limit, grid = (max_weight, 1) if integers else (1, max_weight)
     numbers = _check.concrete(weights)
     if numbers is not None and not ((numbers >= 0) & (numbers <= limit)).all():
         first = int(np.argmin((numbers >= 0) & (numbers <= limit)))
         raise _check.error(
-            "weights-range", f"weights[{first}]={numbers[first]}", f"from 0 to {limit}"
+            "weights-range",
+            f"weights[{first}]={numbers[first]}",
+            f"from 0 to max_weight={limit}" if integers else "from 0 to 1",
         )
     scaled = jnp.asarray(weights).astype(jnp.float32) * grid
     inside = jnp.where(jnp.isnan(scaled), 0.0, jnp.clip(scaled, 0.0, max_weight))

@@ -23,8 +23,9 @@ class Diagnostics(NamedTuple):
         >>> import jax.numpy as jnp
         >>> import fedjax_agg as fa
         >>> updates = jnp.array([[3.0, 4.0], [jnp.nan, 0.5]])
-        >>> diagnose(updates, codec=fa.FixedPoint(clip=1.0)).clipped.tolist()
-        [True, False]
+        >>> measured = diagnose(updates, codec=fa.FixedPoint(clip=1.0))
+        >>> isinstance(measured, Diagnostics), measured.clipped.tolist()
+        (True, [True, False])
     """
 
     non_finite: jax.Array
@@ -55,7 +56,7 @@ def diagnose(updates: Any, *, codec: Codec) -> Diagnostics:
     _check.instance("codec-type", Codec, codec=codec)
 
     def one(update):
-        structure = Structure.of(update)
+        structure = Structure.of(update, "updates")
         units = codec.forward(update, RoundContext(structure=structure))
         bad = [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in jax.tree.leaves(update)]
         return Diagnostics(

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from fedjax_agg import _check
 from fedjax_agg.arithmetic import Ring
 from fedjax_agg.codecs import FixedPoint
@@ -35,8 +38,8 @@ class Plan:
 
     Example:
         >>> plan = plan_round(1000, num_clients=100, clip=1.0, bits=16)
-        >>> plan.ring_bits, plan.levels, plan.codec().levels, plan.group
-        (23, 32767, 32767, Ring(bits=23))
+        >>> isinstance(plan, Plan), plan.ring_bits, plan.levels, plan.codec().levels, plan.group
+        (True, 23, 32767, 32767, Ring(bits=23))
     """
 
     size: int
@@ -96,18 +99,20 @@ def plan_round(
         step 3.05185e-05, error of the mean at most 3.24259e-05, 27 bits a coordinate,
         3375000 bytes an upload
     """
-    if isinstance(params_or_size, (int, float)):
-        size = int(params_or_size)
-        if size != params_or_size or size < 1:
-            raise _check.error(
-                "plan-size", f"params_or_size={params_or_size!r}", "a positive whole number"
-            )
+    if isinstance(params_or_size, (int, float, np.integer, str)):
+        whole = isinstance(params_or_size, float) and params_or_size.is_integer()
+        size = int(params_or_size) if whole else params_or_size
+        size = _check.integer_in("plan-size", 1, 2**36, params_or_size=size)
     else:
-        size = Structure.of(params_or_size).size
-    _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
+        size = Structure.of(params_or_size, "params_or_size").size
+        if size == 0:
+            raise _check.error("plan-size", "params_or_size of 0 coordinates", "a tree of arrays")
+    num_clients = _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
     _check.positive("clip", clip=clip)
-    _check.integer_in("plan-bits", 2, MAX_UNITS.bit_length() + 1, bits=bits)
-    _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
+    if _check.concrete(clip) is None or jnp.ndim(clip):
+        raise _check.error("clip", f"clip={_check.shown(clip)}", "one number that is not traced")
+    bits = _check.integer_in("plan-bits", 2, MAX_UNITS.bit_length() + 1, bits=bits)
+    max_weight = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
     levels = 2 ** (bits - 1) - 1
     for limit, product, numbers in (
         (MAX_UNITS, max_weight * levels, f"max_weight * levels = {max_weight} * {levels}"),
@@ -121,7 +126,7 @@ def plan_round(
             raise _check.error(
                 "plan-ring",
                 f"{numbers} = {product}",
-                f"at most {limit}: {_remedies(limit, product, levels, max_weight, num_clients)}",
+                f"at most {limit} ({_fitting(num_clients, levels, max_weight)})",
             )
     largest = num_clients * max_weight * levels
     step = float(clip) / levels
@@ -138,12 +143,16 @@ def plan_round(
     )
 
 
-def _remedies(limit, product, levels, max_weight, num_clients) -> str:
-    """Which single number to change, and to what."""
-    others = product // levels
-    fitting = [f"bits={(limit // others + 1).bit_length()}"] if limit // others >= 1 else []
-    if max_weight > 1 and limit // (product // max_weight) >= 1:
-        fitting.append(f"max_weight={limit // (product // max_weight)}")
-    if limit == Ring(32).largest and limit // (product // num_clients) >= 2:
-        fitting.append(f"num_clients={limit // (product // num_clients)}")
+def _fitting(num_clients: int, levels: int, max_weight: int) -> str:
+    """Which single number to change, and to what, for both limits to hold."""
+    largest = Ring(32).largest
+    fitting = []
+    most_levels = min(MAX_UNITS // max_weight, largest // (num_clients * max_weight))
+    if most_levels >= 1:
+        fitting.append(f"bits={(most_levels + 1).bit_length()}")
+    most_weight = min(MAX_UNITS // levels, largest // (num_clients * levels))
+    if most_weight >= 1:
+        fitting.append(f"max_weight={most_weight}")
+    if max_weight * levels <= MAX_UNITS and largest // (max_weight * levels) >= 2:
+        fitting.append(f"num_clients={largest // (max_weight * levels)}")
     return " or ".join(fitting) + " would fit" if fitting else "no single change fits"

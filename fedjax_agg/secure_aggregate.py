@@ -10,8 +10,9 @@ from optax.contrib import DifferentiallyPrivateAggregateState
 from fedjax_agg import _check
 from fedjax_agg.codecs import Codec
 from fedjax_agg.protocols import Plain, Protocol
+from fedjax_agg.rounding import MAX_UNITS
 from fedjax_agg.secure_round import Report, secure_mean
-from fedjax_agg.session import MAX_CLIENTS
+from fedjax_agg.session import MAX_CLIENTS, Session
 from fedjax_agg.structure import Structure
 
 
@@ -44,8 +45,9 @@ class ApplyIfOkState(NamedTuple):
         >>> import jax.numpy as jnp, optax
         >>> import fedjax_agg as fa
         >>> aggregate = fa.secure_aggregate(fa.FixedPoint(clip=1.0), num_clients=2)
-        >>> fa.apply_if_ok(aggregate, optax.sgd(0.1)).init(jnp.zeros(3))._fields
-        ('aggregate', 'inner')
+        >>> state = fa.apply_if_ok(aggregate, optax.sgd(0.1)).init(jnp.zeros(3))
+        >>> isinstance(state, ApplyIfOkState), bool(state.aggregate.report.ok)
+        (True, False)
     """
 
     aggregate: SecureAggregateState
@@ -97,11 +99,13 @@ def secure_aggregate(
     """
     _check.instance("codec-type", Codec, codec=codec)
     _check.instance("protocol-type", Protocol, protocol=protocol)
-    _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
+    num_clients = _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
+    if max_weight is not None:
+        _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
 
     def init_fn(params):
         # The report has the same structure before and after a round, so that states scan.
-        length = Structure.of(params).size
+        length = Structure.of(params, "params").size
         report = Report(
             ok=jnp.bool_(False),
             survivors=jnp.zeros(num_clients, jnp.bool_),
@@ -117,8 +121,15 @@ def secure_aggregate(
         del state, extra
         if session is None:
             raise _check.error("update-session", "session=None", "the session of this round")
+        _check.instance("session-type", Session, session=session)
         if params is not None:
             _check_shapes(updates, params, num_clients)
+        if session.num_clients != num_clients:
+            raise _check.error(
+                "session-clients",
+                f"session of {session.num_clients} clients",
+                f"of num_clients={num_clients}",
+            )
         mean, report = secure_mean(
             updates,
             session,
@@ -181,13 +192,14 @@ def apply_if_ok(
     def init_fn(params):
         aggregate_state, inner_state = aggregate.init(params), inner.init(params)
         if not isinstance(aggregate_state, SecureAggregateState):
-            raise _check.error("aggregate-type", "aggregate", "made by secure_aggregate", TypeError)
+            found = f"aggregate with a state of type {type(aggregate_state).__name__}"
+            raise _check.error("aggregate-type", found, "made by secure_aggregate", TypeError)
         states = jax.tree.leaves(inner_state, is_leaf=_is_per_example)
         if any(map(_is_per_example, states)):
             raise _check.error(
                 "optax-privacy",
-                "differentially_private_aggregate after secure_aggregate",
-                "inside the client",
+                "inner with differentially_private_aggregate",
+                "a rule for one update",
             )
         return ApplyIfOkState(aggregate_state, inner_state)
 
@@ -223,18 +235,21 @@ def _zeros(counts: dict[str, int]) -> dict[str, jax.Array]:
 
 def _check_shapes(updates, params, num_clients):
     """Every gradient must be [num_clients, *p] over its parameter [*p]."""
-    grads, structure = jax.tree.flatten(updates)
-    if structure != jax.tree.structure(params):
+    found, wanted_tree = str(jax.tree.structure(updates)), str(jax.tree.structure(params))
+    if found != wanted_tree:
         raise _check.error(
-            "update-structure",
-            f"the tree {structure} of updates",
-            f"that of params, {jax.tree.structure(params)}",
+            "update-structure", f"the tree {found} of updates", f"that of params, {wanted_tree}"
         )
+    grads = jax.tree.leaves(updates)
     for grad, (path, param) in zip(grads, jax.tree_util.tree_leaves_with_path(params)):
         wanted = (num_clients, *jnp.shape(param))
         if jnp.shape(grad) == wanted:
             continue
-        name = jax.tree_util.keystr(path) or "the update itself"
-        # MultiSteps around the aggregation hands over its accumulator, shaped like params.
-        tag = "optax-order" if jnp.shape(grad) == jnp.shape(param) else "client-axis"
+        name = "updates" + jax.tree_util.keystr(path)
+        if jnp.shape(grad) == jnp.shape(param):
+            tag = "optax-order"  # MultiSteps hands over its accumulator, shaped like params.
+        elif jnp.shape(grad)[:1] == (num_clients,):
+            tag = "update-structure"
+        else:
+            tag = "client-axis"
         raise _check.error(tag, f"the shape {jnp.shape(grad)} of {name}", f"{wanted}")

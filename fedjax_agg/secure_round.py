@@ -39,8 +39,10 @@ class Report(NamedTuple):
         >>> import fedjax_agg as fa
         >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
         >>> _, report = fa.secure_sum(jnp.ones((2, 3)), session, codec=fa.FixedPoint(clip=2.0))
-        >>> bool(report.ok), float(report.total_weight), int(report.bytes_up["upload"])
-        (True, 2.0, 12)
+        >>> isinstance(report, Report), bool(report.ok), float(report.total_weight)
+        (True, True, 2.0)
+        >>> int(report.bytes_up["upload"])
+        12
     """
 
     ok: jax.Array
@@ -158,6 +160,7 @@ def _secure(mean, updates, session, codec, protocol, weights, max_weight, partic
     _check.instance("session-type", Session, session=session)
     _check.instance("codec-type", Codec, codec=codec)
     _check.instance("protocol-type", Protocol, protocol=protocol)
+    _check.shape("session-rounds", (), **{"session.round_id": session.round_id})
     n = session.num_clients
     _client_structure(updates, n)
     max_weight = budget.largest_weight(n, codec, protocol, weights, max_weight)
@@ -173,27 +176,28 @@ def _secure(mean, updates, session, codec, protocol, weights, max_weight, partic
 
 def _client_structure(updates: Any, n: int) -> Structure:
     """The structure of one client's update, its leading axis checked."""
-    wrong = _check.first_leaf(updates, lambda leaf: jnp.ndim(leaf) < 1 or leaf.shape[0] != n)
+    wrong = _check.first_leaf(
+        "updates", updates, lambda leaf: jnp.ndim(leaf) < 1 or leaf.shape[0] != n
+    )
     if wrong is not None:
         path, leaf = wrong
         raise _check.error(
             "client-axis", f"the shape {jnp.shape(leaf)} of {path}", f"[{n}, ...] for {n} clients"
         )
     return Structure.of(
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates)
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates),
+        "updates",
     )
 
 
 def _survivors(participation, n):
     if participation is None:
         return jnp.ones(n, jnp.bool_)
-    if jnp.result_type(participation) != jnp.bool_:
-        raise _check.error(
-            "participation-dtype",
-            f"the dtype {jnp.result_type(participation).name} of participation",
-            "bool",
-        )
     _check.shape("participation-shape", (n,), participation=participation)
+    if participation.dtype != jnp.bool_:
+        raise _check.error(
+            "participation-dtype", f"the dtype {participation.dtype.name} of participation", "bool"
+        )
     return jnp.asarray(participation)
 
 

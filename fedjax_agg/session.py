@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import secrets
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check
-from fedjax_agg.structure import Structure
 from fedjax_agg.symmetric import key_schedule
 
 MAX_CLIENTS = 65535
@@ -34,12 +33,12 @@ class RoundContext(NamedTuple):
         3
     """
 
-    round_id: jax.Array | None = None
-    public_seed: jax.Array | None = None
-    client: jax.Array | None = None
-    structure: Structure | None = None
-    survivors: jax.Array | None = None
-    total_weight: jax.Array | None = None
+    round_id: Any = None
+    public_seed: Any = None
+    client: Any = None
+    structure: Any = None
+    survivors: Any = None
+    total_weight: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -111,7 +110,7 @@ def fixed_seed(number: int) -> jax.Array:
         >>> fixed_seed(7)
         Array([7, 0, 0, 0, 0, 0, 0, 0], dtype=uint32)
     """
-    _check.integer_in("fixed-seed", 0, 2**32 - 1, number=number)
+    number = _check.integer_in("fixed-seed", 0, 2**32 - 1, number=number)
     return jnp.zeros(8, jnp.uint32).at[0].set(np.uint32(number))
 
 
@@ -153,11 +152,14 @@ def simulated_session(
     num_clients = _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
     number = _check.concrete(round_id)
     if number is not None:
-        round_id = _check.integer_in("round-id", 0, 2**32 - 1, round_id=number[()])
-        round_id = np.uint32(round_id)
-    round_id = jnp.asarray(round_id).astype(jnp.uint32)
-
-    return _derive_session(seed, round_id, num_clients)
+        scalar = round_id if number.dtype == object else number[()]
+        round_id = _check.integer_in("round-id", 0, 2**32 - 1, round_id=scalar)
+        round_number = jnp.uint32(np.uint32(round_id))
+    elif jnp.shape(round_id) or not jnp.issubdtype(jnp.result_type(round_id), jnp.integer):
+        raise _check.error("round-id", f"round_id={_check.shown(round_id)}", "an integer scalar")
+    else:
+        round_number = jnp.asarray(round_id).astype(jnp.uint32)
+    return _derive_session(seed, round_number, num_clients)
 
 
 @functools.partial(jax.jit, static_argnums=2)

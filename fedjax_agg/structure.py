@@ -39,14 +39,16 @@ class Structure:
     dtypes: tuple[np.dtype, ...]
 
     @classmethod
-    def of(cls, update: Any) -> "Structure":
+    def of(cls, update: Any, name: str = "update") -> "Structure":
         """The structure of one update, from arrays or ``jax.ShapeDtypeStruct`` leaves.
+
+        ``name`` is what the caller's error messages call it.
 
         Raises:
             TypeError: a leaf that is not of a floating-point type; the message names its path.
         """
         not_float = _check.first_leaf(
-            update, lambda leaf: not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            name, update, lambda leaf: not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         )
         if not_float is not None:
             path, leaf = not_float

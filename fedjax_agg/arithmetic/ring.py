@@ -36,7 +36,7 @@ class Ring:
     bits: int = 32
 
     def __post_init__(self):
-        _check.integer_in("ring-bits", 1, 32, bits=self.bits)
+        object.__setattr__(self, "bits", _check.integer_in("ring-bits", 1, 32, bits=self.bits))
 
     @property
     def largest(self) -> int:

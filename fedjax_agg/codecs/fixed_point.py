@@ -60,7 +60,10 @@ class FixedPoint(Codec):
     def __post_init__(self):
         _check.positive("clip", clip=self.clip)
         _check.positive("levels", levels=self.levels)
-        _check.integer_in("max-levels", 1, rounding.MAX_UNITS, max_levels=self.max_levels)
+        max_levels = _check.integer_in(
+            "max-levels", 1, rounding.MAX_UNITS, max_levels=self.max_levels
+        )
+        object.__setattr__(self, "max_levels", max_levels)
         _check.one_of("norm", NORMS, norm=self.norm)
         _check.one_of("rounding", rounding.MODES, rounding=self.rounding)
         levels = _check.concrete(self.levels)
@@ -72,6 +75,8 @@ class FixedPoint(Codec):
     def forward(self, update: Any, ctx: RoundContext) -> jax.Array:
         """One client's update -> float32[D], |coordinate| <= levels."""
         del ctx
+        _check.shape("clip", (), clip=jnp.asarray(self.clip))
+        _check.shape("levels", (), levels=jnp.asarray(self.levels))
         clips = self._in_clips(update)
         linf = self.norm == "linf"
         return (jnp.clip(clips, -1.0, 1.0) if linf else clips * _shrink(clips)) * self.levels

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from fedjax_agg import _check, _xla
 
@@ -97,6 +98,9 @@ def chacha20_block(key: jax.Array, counter: jax.Array, nonce: jax.Array) -> jax.
     """
     _check.words("key-shape", (8,), key=key)
     _check.words("nonce-shape", (3,), nonce=nonce)
+    number = _check.concrete(counter)
+    if number is not None:
+        _check.integer_in("keystream-counter", 0, _BLOCKS - 1, counter=number[()])
     first = _first_state(list(key), jnp.asarray(counter, jnp.uint32), list(nonce))
     # A loop, because sixteen outputs of unrolled elementwise work take seconds to compile.
     last = lax.fori_loop(0, 10, lambda _, state: _double_round(state), first)
@@ -104,7 +108,7 @@ def chacha20_block(key: jax.Array, counter: jax.Array, nonce: jax.Array) -> jax.
 
 
 def keystream(
-    key: jax.Array, nonce: jax.Array, length: int, start: jax.Array | int = 0
+    key: jax.Array, nonce: ArrayLike, length: int, start: jax.Array | int = 0
 ) -> jax.Array:
     """``length`` words of the ChaCha20 keystream, from word ``start`` on.
 
@@ -136,7 +140,7 @@ def keystream(
 def keystream_sum(
     keys: jax.Array,
     coefficients: jax.Array,
-    nonce: jax.Array,
+    nonce: ArrayLike,
     length: int,
     start: jax.Array | int = 0,
 ) -> jax.Array:
@@ -176,13 +180,14 @@ def keystream_sum(
     _check.integer_in("keystream-length", 0, words, length=length)
     first = _check.concrete(start)
     if first is not None:
-        if int(first) < 0 or int(first) % WORDS_PER_BLOCK:
-            raise _check.error("keystream-start", f"start={first}", "a multiple of 16")
-        if int(first) + length > words:
+        number = _check.integer_in("keystream-start", 0, words, start=first[()])
+        if number % WORDS_PER_BLOCK:
+            raise _check.error("keystream-start", f"start={number}", "a multiple of 16")
+        if number + length > words:
             raise _check.error(
-                "keystream-counter", f"start + length = {int(first) + length}", "at most 2**36"
+                "keystream-counter", f"start + length = {number + length}", "at most 2**36"
             )
-        first_block = jnp.uint32(int(first) // WORDS_PER_BLOCK)
+        first_block = jnp.uint32(number // WORDS_PER_BLOCK)
     else:
         first_block = lax.convert_element_type(start, jnp.uint32) // np.uint32(WORDS_PER_BLOCK)
     if length == 0 or keys.shape[0] == 0:

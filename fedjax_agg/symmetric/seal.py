@@ -24,6 +24,11 @@ class Sealed(NamedTuple):
     Attributes:
         ciphertext: uint32[k].
         tag: uint32[8], HMAC-SHA256 over header and ciphertext, as little-endian words.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Sealed(jnp.zeros(3, jnp.uint32), jnp.zeros(8, jnp.uint32)).ciphertext.shape
+        (3,)
     """
 
     ciphertext: jax.Array
