@@ -21,6 +21,16 @@ REMEDIES = {
     "key-shape": "a key is 256 bits as uint32[8]: root_seed(), fixed_seed(0) or a key derived "
     "from one",
     "nonce-shape": "a nonce is 96 bits as uint32[3]",
+    "bytes": "np.frombuffer(data, np.uint8) makes an array of bytes, and jax.vmap takes many",
+    "byte-order": "ChaCha20 is little-endian, SHA-256 big-endian",
+    "words": "pad bytes to whole words of 4, and make words with words_from_bytes",
+    "hkdf-length": "use the output as a cipher's key where more bytes are needed",
+    "hkdf-prk": "derive it with hkdf_extract",
+    "label": "use a constant of key_schedule such as PAIR_MASK",
+    "identifier": "count from 0 or 1, and use jax.vmap for many",
+    "context-hash": "hash the context with sha256",
+    "tag-shape": "pass on the Sealed message as it came",
+    "message-shape": "flatten the message to words, and use jax.vmap for many",
     "coefficients-shape": "give one uint32 coefficient for every key, such as 1 and 2**32 - 1",
     "keystream-length": "ask for a positive number of 32-bit words, or 0 for none",
     "keystream-start": "begin at a multiple of 16 words, the length of a ChaCha20 block",
@@ -99,19 +109,25 @@ def concrete(value: Any) -> np.ndarray | None:
 
 def shown(value: Any) -> str:
     """A value as a message may show it: numbers and names, never what could hold a key."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    shape = getattr(value, "shape", None)
     if isinstance(value, type):
         return f"type[{value.__name__}]"
     if shape is not None:
         numbers = concrete(value)
         if numbers is not None and shape == () and numbers.dtype != object:
             return repr(numbers.item())
-        return f"{'traced ' if numbers is None else ''}{dtype}{[*shape]}"
+        return f"{'traced ' if numbers is None else ''}{shown_type(value)}"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return repr(value)
     return f"type {type(value).__name__}"
+
+
+def shown_type(value: Any) -> str:
+    """The dtype and shape of an array, or the type of anything else: the value may be a key."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return type(value).__name__ if shape is None else f"{dtype}{[*shape]}"
 
 
 def _named(argument: dict[str, Any]) -> tuple[str, Any]:
@@ -163,21 +179,23 @@ def instance(tag: str, types: type | tuple[type, ...], /, **argument: Any) -> No
         raise error(tag, f"{name} of type {found}", f"a {wanted}", TypeError)
 
 
-def words(tag: str, shape: tuple[int | None, ...], /, **argument: Any) -> None:
-    """Requires a uint32 array of a shape in which None stands for any length."""
+def array(tag: str, dtype: Any, shape: tuple[int | None, ...], /, **argument: Any) -> None:
+    """Requires an array of a dtype and of a shape in which None stands for any length."""
     name, value = _named(argument)
-    wanted = ",".join("n" if size is None else str(size) for size in shape)
-    found_shape = getattr(value, "shape", None)
-    found_dtype = getattr(value, "dtype", None)
+    found_shape, found_dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if (
         found_shape is None
-        or found_dtype != np.uint32
+        or found_dtype != dtype
         or len(found_shape) != len(shape)
         or any(want is not None and want != got for want, got in zip(shape, found_shape))
     ):
-        # The shape and the type only: the value may be a key.
-        found = type(value).__name__ if found_shape is None else f"{found_dtype}{[*found_shape]}"
-        raise error(tag, f"{name} of type {found}", f"uint32[{wanted}]")
+        wanted = ",".join("n" if size is None else str(size) for size in shape)
+        raise error(tag, f"{name} of type {shown_type(value)}", f"{np.dtype(dtype).name}[{wanted}]")
+
+
+def words(tag: str, shape: tuple[int | None, ...], /, **argument: Any) -> None:
+    """Requires a uint32 array of a shape in which None stands for any length."""
+    array(tag, np.uint32, shape, **argument)
 
 
 def shape(tag: str, wanted: tuple[int, ...], /, **argument: Any) -> None:

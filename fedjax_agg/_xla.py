@@ -54,10 +54,10 @@ def client_loop(count: int, body: Callable[[Any, Any], Any], init: Any) -> Any:
 
     def guarded_body(index, guarded_carry):
         guard, carry = guarded_carry
-        return guard @ guard, body(index, carry)
+        # 0.5 * I squares to ever smaller multiples of I, so this is never true; but the
+        # compiler cannot know, and has to keep the product.
+        never = (guard[0, 0] > 1.0).astype(jnp.int32)
+        return guard @ guard, body(index + never, carry)
 
-    # 0.5 * I squares to ever smaller multiples of I, so the guard is at most 1/2 and finite;
-    # the barrier keeps it alive without touching the carry.
     guard = 0.5 * jnp.eye(4, dtype=jnp.float32)
-    guard, carry = lax.fori_loop(0, count, guarded_body, (guard, init))
-    return lax.optimization_barrier((guard, carry))[1]
+    return lax.fori_loop(0, count, guarded_body, (guard, init))[1]

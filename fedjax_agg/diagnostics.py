@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_agg import _check
 from fedjax_agg.codecs import Codec
 from fedjax_agg.session import RoundContext
-from fedjax_agg.structure import Structure
+from fedjax_agg.structure import client_structure
 
 
 class Diagnostics(NamedTuple):
@@ -45,6 +45,7 @@ def diagnose(updates: Any, *, codec: Codec) -> Diagnostics:
 
     Raises:
         TypeError: an update leaf that is no float.
+        ValueError: leaves of unequal axis 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,9 +55,10 @@ def diagnose(updates: Any, *, codec: Codec) -> Diagnostics:
         [0, 1]
     """
     _check.instance("codec-type", Codec, codec=codec)
+    first = jnp.shape(jax.tree.leaves(updates)[0])
+    structure = client_structure(updates, first[0] if first else 0)
 
     def one(update):
-        structure = Structure.of(update, "updates")
         units = codec.forward(update, RoundContext(structure=structure))
         bad = [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in jax.tree.leaves(update)]
         return Diagnostics(

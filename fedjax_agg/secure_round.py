@@ -20,7 +20,7 @@ from fedjax_agg import _check, _xla, budget, rounding
 from fedjax_agg.codecs import Codec
 from fedjax_agg.protocols import Plain, Protocol
 from fedjax_agg.session import RoundContext, Session
-from fedjax_agg.structure import Structure
+from fedjax_agg.structure import client_structure
 from fedjax_agg.symmetric import key_schedule
 
 
@@ -162,7 +162,7 @@ def _secure(mean, updates, session, codec, protocol, weights, max_weight, partic
     _check.instance("protocol-type", Protocol, protocol=protocol)
     _check.shape("session-rounds", (), **{"session.round_id": session.round_id})
     n = session.num_clients
-    _client_structure(updates, n)
+    client_structure(updates, n)
     max_weight = budget.largest_weight(n, codec, protocol, weights, max_weight)
     grid = 1
     if weights is not None:
@@ -172,22 +172,6 @@ def _secure(mean, updates, session, codec, protocol, weights, max_weight, partic
     codec = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), codec)
     static = _Static(protocol, weights is not None, mean)
     return _round(static, codec, updates, weights, jnp.float32(grid), session, survivors)
-
-
-def _client_structure(updates: Any, n: int) -> Structure:
-    """The structure of one client's update, its leading axis checked."""
-    wrong = _check.first_leaf(
-        "updates", updates, lambda leaf: jnp.ndim(leaf) < 1 or leaf.shape[0] != n
-    )
-    if wrong is not None:
-        path, leaf = wrong
-        raise _check.error(
-            "client-axis", f"the shape {jnp.shape(leaf)} of {path}", f"[{n}, ...] for {n} clients"
-        )
-    return Structure.of(
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates),
-        "updates",
-    )
 
 
 def _survivors(participation, n):
@@ -238,14 +222,14 @@ def _client_units(codec, update, weight, ctx):
     units = codec.forward(update, ctx)
     limit = jnp.float32(codec.max_levels)
     units = jnp.where(jnp.isfinite(units), units, 0.0)
-    units = jnp.where(jnp.abs(units) <= limit, units, jnp.copysign(limit, units))
+    units = jnp.where(units > limit, limit, jnp.where(units < -limit, -limit, units))
     if weight is None:
         return units
     return jnp.concatenate([weight * units, weight[None]])
 
 
 def _public_context(session: Session, updates: Any) -> RoundContext:
-    structure = _client_structure(updates, session.num_clients)
+    structure = client_structure(updates, session.num_clients)
     return RoundContext(session.round_id, session.public_seed, structure=structure)
 
 

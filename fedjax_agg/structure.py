@@ -86,6 +86,36 @@ class Structure:
         return jax.tree.unflatten(self.treedef, cast)
 
 
+def client_structure(updates: Any, num_clients: int) -> Structure:
+    """The structure of one client's update, from those of all clients.
+
+    Args:
+        updates: a pytree of floats, every leaf [num_clients, ...].
+        num_clients: the number of clients.
+
+    Raises:
+        ValueError: a leaf whose axis 0 is not ``num_clients``; the message names its path.
+        TypeError: a leaf that is not of a floating-point type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> client_structure({"w": jnp.ones((3, 2, 2))}, 3).shapes
+        ((2, 2),)
+    """
+    wrong = _check.first_leaf(
+        "updates", updates, lambda leaf: jnp.shape(leaf)[:1] != (num_clients,)
+    )
+    if wrong is not None:
+        path, leaf = wrong
+        raise _check.error(
+            "client-axis",
+            f"the shape {jnp.shape(leaf)} of {path}",
+            f"[{num_clients}, ...] for {num_clients} clients",
+        )
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates)
+    return Structure.of(one, "updates")
+
+
 def flatten(update: Any) -> jax.Array:
     """The coordinates of one update in the order of ``jax.tree.leaves``: float32[size].
 

@@ -83,7 +83,7 @@ class FixedPoint(Codec):
 
     def inverse(self, total: jax.Array, ctx: RoundContext) -> Any:
         """A sum of grid units, float32[D] -> the sum of updates."""
-        return ctx.structure.unflatten(total * (self.clip / self.levels))
+        return ctx.structure.unflatten(total * _ratio(self.clip, self.levels))
 
     def clipped(self, update: Any) -> jax.Array:
         """Whether the norm of the update exceeds the clip: bool[]."""
@@ -95,7 +95,13 @@ class FixedPoint(Codec):
     def _in_clips(self, update: Any) -> jax.Array:
         flat = flatten(update)
         # A NaN would spread through the norm to the whole update.
-        return jnp.where(jnp.isfinite(flat), flat, 0.0) * (1.0 / self.clip)
+        return jnp.where(jnp.isfinite(flat), flat, 0.0) * _ratio(1.0, self.clip)
+
+
+def _ratio(numerator: Any, denominator: Any) -> jax.Array:
+    """The quotient, and 0 where a traced denominator is 0."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
 
 
 def _shrink(clips: jax.Array) -> jax.Array:

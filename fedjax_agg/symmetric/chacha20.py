@@ -214,7 +214,9 @@ def _keystream_sum(length: int):
             ]
             return lax.dynamic_update_index_in_dim(sums, summed(*row), i, 0)
 
-        sums = jnp.zeros((axis_size, length), jnp.uint32)
+        # Inside a shard_map the first carry must vary over the mesh as the sums do.
+        nothing = sum(jnp.ravel(argument)[0] for argument in arguments) * np.uint32(0)
+        sums = jnp.broadcast_to(nothing, (axis_size, length))
         return _xla.client_loop(axis_size, body, sums), True
 
     return summed

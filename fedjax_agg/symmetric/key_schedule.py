@@ -10,22 +10,17 @@ A label ends at its zero byte and everything after it has a fixed length, so no 
 share an info. The labels below are all that the library uses.
 """
 
-import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.sha256 import (
-    DIGEST_BYTES,
-    bytes_from_words,
-    hkdf_expand,
-    hkdf_extract,
-    words_from_bytes,
-)
+from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
+from fedjax_agg.symmetric.sha256 import DIGEST_BYTES, hkdf_expand, hkdf_extract
 
 # What is derived here is part of the wire format: a change needs another version.
 WIRE_VERSION = 1
@@ -141,33 +136,33 @@ def derive_keys(
     _check.words("key-shape", (8,), salt=salt)
     for label in labels:
         if not isinstance(label, str) or not re.fullmatch("[a-z0-9-]+", label):
-            raise ValueError(
-                f"label={label!r} must be lower-case letters, digits and hyphens; use a constant "
-                "of key_schedule such as PAIR_MASK"
+            raise _check.error(
+                "label", f"label={label!r}", "lower-case letters, digits and hyphens"
             )
     if len({len(label) for label in labels}) != 1:
-        raise ValueError(
-            f"labels={labels!r} must be labels of one length, at least one; derive the others by "
-            "another call"
-        )
+        raise _check.error("label", f"labels={labels!r}", "labels of one length, at least one")
     numbers = (
         _number("round_id", round_id),
         _number("first", 0 if first is None else first),
         _number("second", 0 if second is None else second),
     )
-    context = () if context_hash is None else (_digest(context_hash),)
-    return _derive(tuple(labels), ikm, salt, numbers, context)
+    if context_hash is not None:
+        _check.array("context-hash", np.uint8, (DIGEST_BYTES,), context_hash=context_hash)
+    context = () if context_hash is None else (context_hash,)
+    texts = [f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode() for label in labels]
+    purposes = np.stack([np.frombuffer(text, np.uint8) for text in texts])
+    return _derive(purposes, ikm, salt, numbers, context)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Labels are data: those of one length share one compiled program.
+@jax.jit
 def _derive(
-    labels: tuple[str, ...],
+    purposes: np.ndarray,
     ikm: jax.Array,
     salt: jax.Array,
-    numbers: tuple[jax.Array | np.uint32, ...],
+    numbers: tuple[jax.Array, ...],
     context: tuple[jax.Array, ...],
 ) -> jax.Array:
-    purposes = [f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode() for label in labels]
     upper_half_of_round = np.zeros(4, np.uint8)
     parties = bytes_from_words(jnp.stack(numbers), "big")
     prk = hkdf_extract(bytes_from_words(salt), bytes_from_words(ikm))
@@ -176,7 +171,7 @@ def _derive(
         info = jnp.concatenate([purpose, upper_half_of_round, parties, *context])
         return words_from_bytes(hkdf_expand(prk, info, DIGEST_BYTES))
 
-    return jax.vmap(expand)(np.stack([np.frombuffer(purpose, np.uint8) for purpose in purposes]))
+    return jax.vmap(expand)(purposes)
 
 
 def segment_nonce(segment: int) -> np.ndarray:
@@ -197,34 +192,13 @@ def segment_nonce(segment: int) -> np.ndarray:
         >>> [hex(word) for word in segment_nonce(1).tolist()]
         ['0x1000000', '0x0', '0x0']
     """
-    if isinstance(segment, jax.Array):
-        raise ValueError("segment of type jax.Array must be a static integer; number it in Python")
-    big_endian = int(_number("segment", segment)).to_bytes(4, "big")
-    return np.array([int.from_bytes(big_endian, "little"), 0, 0], np.uint32)
+    number = _check.integer_in("identifier", 0, 2**32 - 1, segment=segment)
+    return np.array([int.from_bytes(number.to_bytes(4, "big"), "little"), 0, 0], np.uint32)
 
 
-def _number(name: str, value: jax.Array | int) -> jax.Array | np.uint32:
+def _number(name: str, value: Any) -> Any:
     """A uint32 scalar; integers are checked and converted, arrays must be one already."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if 0 <= value < 2**32:
-            return np.uint32(value)
-        raise ValueError(f"{name}={value} must be from 0 to 2**32 - 1; count from 0 or 1")
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if dtype != np.uint32 or shape != ():
-        found = type(value).__name__ if dtype is None else f"{dtype}{[*shape]}"
-        raise ValueError(
-            f"{name} of type {found} must be uint32[] or an integer; convert it with "
-            "jnp.uint32, and use jax.vmap for many"
-        )
+    if not hasattr(value, "dtype") or isinstance(value, np.integer):
+        return np.uint32(_check.integer_in("identifier", 0, 2**32 - 1, **{name: value}))
+    _check.array("identifier", np.uint32, (), **{name: value})
     return value
-
-
-def _digest(context_hash: jax.Array) -> jax.Array:
-    dtype, shape = getattr(context_hash, "dtype", None), getattr(context_hash, "shape", None)
-    if dtype != np.uint8 or shape != (DIGEST_BYTES,):
-        found = type(context_hash).__name__ if dtype is None else f"{dtype}{[*shape]}"
-        raise ValueError(
-            f"context_hash of type {found} must be uint8[{DIGEST_BYTES}]; hash the context with "
-            "sha256"
-        )
-    return context_hash

@@ -15,7 +15,8 @@ import numpy as np
 from fedjax_agg import _check
 from fedjax_agg.symmetric.chacha20 import keystream
 from fedjax_agg.symmetric.key_schedule import SEAL_ENC, SEAL_MAC, WIRE_VERSION, derive_keys
-from fedjax_agg.symmetric.sha256 import bytes_from_words, hmac_sha256, words_from_bytes
+from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
+from fedjax_agg.symmetric.sha256 import hmac_sha256
 
 
 class Sealed(NamedTuple):
@@ -137,7 +138,7 @@ def open_sealed(
     """
     ciphertext, tag = sealed
     _require_message(**{"sealed.ciphertext": ciphertext})
-    _check.words("key-shape", (8,), **{"sealed.tag": tag})
+    _check.words("tag-shape", (8,), **{"sealed.tag": tag})
     encryption, authentication = _keys(agreed, salt, round_id, sender, receiver)
     expected = _tag(authentication, ciphertext, round_id, sender, receiver)
     ok = jnp.all(tag == expected)
@@ -177,12 +178,8 @@ def _authenticate(key: jax.Array, header: jax.Array, ciphertext: jax.Array) -> j
     return words_from_bytes(hmac_sha256(bytes_from_words(key), message))
 
 
-def _require_message(**arguments: jax.Array) -> None:
-    for name, value in arguments.items():
-        shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
-        if dtype != np.uint32 or len(shape) != 1 or not shape[0]:
-            found = type(value).__name__ if dtype is None else f"{dtype}{[*shape]}"
-            raise ValueError(
-                f"{name} of type {found} must be uint32[k] with k >= 1; flatten it to words, "
-                "and use jax.vmap for many"
-            )
+def _require_message(**argument: jax.Array) -> None:
+    _check.words("message-shape", (None,), **argument)
+    ((name, value),) = argument.items()
+    if not value.shape[0]:
+        raise _check.error("message-shape", f"{name} of 0 words", "uint32[k] with k >= 1")

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_agg import _check
+from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
+
 DIGEST_BYTES = 32
 _BLOCK_BYTES = 64
 _WORDS_PER_BLOCK = 16
@@ -51,69 +54,6 @@ _OUTER_PADDING = _constants("80000000 0 0 0 0 0 0 300")
 _INNER_PAD = np.uint32(0x36363636)
 _OUTER_PAD = np.uint32(0x5C5C5C5C)
 
-_SHIFTS = {"little": (0, 8, 16, 24), "big": (24, 16, 8, 0)}
-
-
-def words_from_bytes(data: jax.Array, byteorder: str = "little") -> jax.Array:
-    """Four bytes to a word; little-endian, the order of ChaCha20 keys, unless told otherwise.
-
-    Args:
-        data: uint8[..., 4 k].
-        byteorder: ``"little"`` (RFC 8439, section 2.3) or ``"big"`` (FIPS 180-4, section 3.1).
-
-    Returns:
-        uint32[..., k].
-
-    Raises:
-        ValueError: another type, a length that is no multiple of 4, or another byte order.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> hex(words_from_bytes(jnp.array([1, 2, 3, 4], jnp.uint8))[0])
-        '0x4030201'
-    """
-    shifts = _shifts(byteorder)
-    shape = getattr(data, "shape", ())
-    if getattr(data, "dtype", None) != np.uint8 or not shape or shape[-1] % 4:
-        raise ValueError(
-            f"data of type {_type_of(data)} must be uint8[..., 4 k]; pad it to whole words of 4 "
-            "bytes"
-        )
-    parts = jnp.asarray(data).astype(jnp.uint32).reshape(*shape[:-1], shape[-1] // 4, 4)
-    return functools.reduce(
-        jnp.bitwise_or, [parts[..., i] << np.uint32(shift) for i, shift in enumerate(shifts)]
-    )
-
-
-def bytes_from_words(words: jax.Array, byteorder: str = "little") -> jax.Array:
-    """The inverse of ``words_from_bytes``.
-
-    Args:
-        words: uint32[..., k].
-        byteorder: ``"little"`` or ``"big"``.
-
-    Returns:
-        uint8[..., 4 k].
-
-    Raises:
-        ValueError: another type, or another byte order.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> bytes_from_words(jnp.array([0x04030201], jnp.uint32))
-        Array([1, 2, 3, 4], dtype=uint8)
-    """
-    shifts = _shifts(byteorder)
-    shape = getattr(words, "shape", ())
-    if getattr(words, "dtype", None) != np.uint32 or not shape:
-        raise ValueError(
-            f"words of type {_type_of(words)} must be uint32[..., k]; make them with "
-            "words_from_bytes"
-        )
-    words = jnp.asarray(words)
-    parts = jnp.stack([words >> np.uint32(shift) for shift in shifts], axis=-1)
-    return parts.astype(jnp.uint8).reshape(*shape[:-1], 4 * shape[-1])
-
 
 def sha256(message: jax.Array) -> jax.Array:
     """The SHA-256 digest of a message: FIPS 180-4, section 6.2.
@@ -132,7 +72,7 @@ def sha256(message: jax.Array) -> jax.Array:
         >>> bytes(sha256(np.frombuffer(b"abc", np.uint8))).hex()[:16]
         'ba7816bf8f01cfea'
     """
-    _require_bytes(message=message)
+    _check.array("bytes", np.uint8, (None,), message=message)
     return _sha256(message)
 
 
@@ -156,7 +96,8 @@ def hmac_sha256(key: jax.Array, message: jax.Array) -> jax.Array:
         >>> bytes(hmac_sha256(key, message)).hex()[:16]  # RFC 4231, section 4.3
         '5bdcc146bf60754e'
     """
-    _require_bytes(key=key, message=message)
+    _check.array("bytes", np.uint8, (None,), key=key)
+    _check.array("bytes", np.uint8, (None,), message=message)
     return _hmac(key, message)
 
 
@@ -179,7 +120,8 @@ def hkdf_extract(salt: jax.Array, ikm: jax.Array) -> jax.Array:
         >>> bytes(hkdf_extract(salt, ikm)).hex()[:16]  # RFC 5869, appendix A.1
         '077709362c2e32df'
     """
-    _require_bytes(salt=salt, ikm=ikm)
+    _check.array("bytes", np.uint8, (None,), salt=salt)
+    _check.array("bytes", np.uint8, (None,), ikm=ikm)
     return _hmac(salt, ikm)
 
 
@@ -208,18 +150,11 @@ def hkdf_expand(prk: jax.Array, info: jax.Array, length: int) -> jax.Array:
         >>> bytes(hkdf_expand(prk, info, 42)).hex()[:16]  # RFC 5869, appendix A.1
         '3cb25f25faacd57a'
     """
-    _require_bytes(prk=prk, info=info)
+    _check.array("bytes", np.uint8, (None,), prk=prk)
+    _check.array("bytes", np.uint8, (None,), info=info)
     if prk.shape[0] < DIGEST_BYTES:
-        raise ValueError(
-            f"prk of {prk.shape[0]} bytes must have at least {DIGEST_BYTES}; derive it with "
-            "hkdf_extract"
-        )
-    longest = 255 * DIGEST_BYTES
-    if isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= longest:
-        raise ValueError(
-            f"length={length!r} must be an integer from 1 to {longest}; use the output as a "
-            "cipher's key where more bytes are needed"
-        )
+        raise _check.error("hkdf-prk", f"prk of {prk.shape[0]} bytes", "32 bytes at least")
+    _check.integer_in("hkdf-length", 1, 255 * DIGEST_BYTES, length=length)
     return _expand(prk, info, length)
 
 
@@ -245,28 +180,6 @@ def hkdf(ikm: jax.Array, salt: jax.Array, info: jax.Array, length: int) -> jax.A
         '8da4e775a563c18f'
     """
     return hkdf_expand(hkdf_extract(salt, ikm), info, length)
-
-
-def _type_of(value: object) -> str:
-    """The type and shape of an argument, never its value: it may be a key."""
-    if not hasattr(value, "dtype"):
-        return type(value).__name__
-    return f"{value.dtype}{[*getattr(value, 'shape', ())]}"
-
-
-def _shifts(byteorder: str) -> tuple[int, ...]:
-    if byteorder not in _SHIFTS:
-        raise ValueError(f"byteorder={byteorder!r} must be 'little' or 'big'; choose one")
-    return _SHIFTS[byteorder]
-
-
-def _require_bytes(**arguments: jax.Array) -> None:
-    for name, value in arguments.items():
-        if getattr(value, "dtype", None) != np.uint8 or len(value.shape) != 1:
-            raise ValueError(
-                f"{name} of type {_type_of(value)} must be uint8[n]; np.frombuffer(data, "
-                "np.uint8) makes one of bytes, and jax.vmap takes many"
-            )
 
 
 def _rotate_right(x: jax.Array, amount: int) -> jax.Array:

@@ -1,0 +1,199 @@
+"""SHA-256, HMAC and HKDF: published vectors, OpenSSL, and what ``vmap`` computes only once."""
+
+import functools
+import hashlib
+import hmac
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedjax_agg.symmetric import sha256 as module
+from fedjax_agg.symmetric.key_schedule import PAIR_MASK, derive_key
+from fedjax_agg.symmetric.sha256 import (
+    bytes_from_words,
+    hkdf,
+    hkdf_expand,
+    hkdf_extract,
+    hmac_sha256,
+    sha256,
+    words_from_bytes,
+)
+
+VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "sha256.json").read_text())
+
+
+def array(data):
+    """uint8 of bytes, or of their hexadecimal form."""
+    data = bytes.fromhex(data) if isinstance(data, str) else data
+    return jnp.asarray(np.frombuffer(data, np.uint8))
+
+
+def random_bytes(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def by_source(vectors):
+    return pytest.mark.parametrize("vector", vectors, ids=lambda vector: vector["source"])
+
+
+def compressions(closed_jaxpr, lanes):
+    """How many compressions of each of ``lanes`` messages a program runs."""
+
+    def count(jaxpr, repeats):
+        total = 0
+        for equation in jaxpr.eqns:
+            inner = equation.params.get("jaxpr")
+            if inner is None:
+                continue
+            length = equation.params.get("length", 1)
+            if length == 64 // 4:
+                # The registers of all messages, and of both pads where a key differs too.
+                *axes, _ = equation.outvars[0].aval.shape
+                total += repeats * math.prod(axes) // lanes if lanes in axes else 0
+            else:
+                total += count(inner.jaxpr, repeats * length)
+        return total
+
+    return count(closed_jaxpr.jaxpr, 1)
+
+
+@by_source(VECTORS["sha256"])
+def test_sha256_vectors(vector):
+    assert bytes(sha256(array(vector["message"]))).hex() == vector["digest"]
+
+
+@by_source(VECTORS["hmac_sha256"])
+def test_hmac_vectors(vector):
+    mac = hmac_sha256(array(vector["key"]), array(vector["message"]))
+    assert bytes(mac).hex() == vector["mac"]
+
+
+@by_source(VECTORS["hkdf_sha256"])
+def test_hkdf_vectors(vector):
+    salt, ikm, info = (array(vector[name]) for name in ("salt", "ikm", "info"))
+    prk = hkdf_extract(salt, ikm)
+    assert bytes(prk).hex() == vector["prk"]
+    assert bytes(hkdf_expand(prk, info, vector["length"])).hex() == vector["okm"]
+
+
+@pytest.mark.parametrize("length", [0, 55, 56, 63, 64, 65, 119, 120])
+def test_lengths_around_the_borders_of_blocks(length):
+    message = random_bytes(length)
+    assert bytes(sha256(message)) == hashlib.sha256(message.tobytes()).digest()
+
+
+def test_hmac_of_random_messages():
+    key, messages = random_bytes(64), random_bytes(20, 41)
+    macs = jax.jit(jax.vmap(hmac_sha256, (None, 0)))(key, messages)
+    assert [bytes(mac) for mac in macs] == [
+        hmac.digest(key.tobytes(), message.tobytes(), "sha256") for message in messages
+    ]
+
+
+def test_hkdf_of_random_inputs_against_openssl():
+    ikm, salt, info = (random_bytes(20, 32, seed=seed) for seed in range(3))
+    ours = jax.jit(jax.vmap(functools.partial(hkdf, length=32)))(ikm, salt, info)
+    assert [bytes(okm) for okm in ours] == [
+        HKDF(hashes.SHA256(), 32, s.tobytes(), f.tobytes()).derive(i.tobytes())
+        for i, s, f in zip(ikm, salt, info)
+    ]
+
+
+def test_jit_equals_eager(jit_or_not):
+    key, message = random_bytes(32), random_bytes(41)
+    mac = jit_or_not(hmac_sha256)(key, message)
+    assert bytes(mac) == hmac.digest(key.tobytes(), message.tobytes(), "sha256")
+
+
+def test_a_common_key_is_hashed_once():
+    prk, infos = random_bytes(32), random_bytes(1000, 41)
+    expand = jax.make_jaxpr(jax.vmap(lambda info: hkdf_expand(prk, info, 32)))(infos)
+    assert compressions(expand, 1000) == 2
+    assert compressions(expand, 2) == 1  # The key's two pads are one step side by side.
+
+
+@pytest.mark.parametrize(("mapped", "count"), [("second", 2), ("ikm", 6)])
+def test_a_common_secret_is_extracted_once(mapped, count):
+    shared = {"ikm": jnp.zeros(8, jnp.uint32), "second": jnp.uint32(2)}
+
+    def key(value):
+        arguments = shared | {mapped: value}
+        ikm, second = arguments["ikm"], arguments["second"]
+        return derive_key(ikm, PAIR_MASK, salt=shared["ikm"], round_id=7, second=second)
+
+    values = jnp.zeros((1000, *shared[mapped].shape), jnp.uint32)
+    assert compressions(jax.make_jaxpr(jax.vmap(key))(values), 1000) == count
+
+
+def test_no_type_of_64_bits_and_the_same_bits_with_them_enabled():
+    prk = random_bytes(32)
+    with jax.enable_x64(True):
+        assert "64[" not in str(jax.make_jaxpr(functools.partial(hkdf_expand, length=70))(prk, prk))
+        digest = sha256(prk)
+    assert bytes(digest) == hashlib.sha256(prk.tobytes()).digest()
+
+
+def test_words_and_bytes():
+    data = random_bytes(3, 32)
+    words = words_from_bytes(data)
+    np.testing.assert_array_equal(words, data.view("<u4"))
+    np.testing.assert_array_equal(words_from_bytes(data, "big"), data.view(">u4"))
+    for byteorder in ("little", "big"):
+        back = bytes_from_words(words_from_bytes(data, byteorder), byteorder)
+        np.testing.assert_array_equal(back, data)
+        assert back.dtype == np.uint8
+
+
+def test_a_trained_function_may_call_it():
+    def loss(x, key):
+        word = words_from_bytes(sha256(bytes_from_words(key)))[0]
+        return x * (word & np.uint32(255)).astype(jnp.float32)
+
+    key = jnp.arange(8, dtype=jnp.uint32)
+    slope = hashlib.sha256(np.asarray(key).tobytes()).digest()[0]
+    assert jax.grad(loss)(1.0, key) == slope
+    assert jax.jvp(functools.partial(loss, key=key), (1.0,), (1.0,))[1] == slope
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sha256(b"abc"), r"message of type bytes must be uint8\[n\]"),
+        (lambda: sha256(jnp.zeros(3)), r"message of type float32\[3\]"),
+        (lambda: sha256(np.zeros((2, 3), np.uint8)), r"message of type uint8\[2, 3\].*vmap"),
+        (lambda: hmac_sha256("key", np.zeros(3, np.uint8)), "key of type str"),
+        (lambda: hkdf_extract(np.zeros(3, np.uint8), None), "ikm of type NoneType"),
+        (lambda: hkdf_expand(np.zeros(31, np.uint8), np.zeros(0, np.uint8), 32), "prk of 31"),
+        (lambda: hkdf_expand(*[np.zeros(32, np.uint8)] * 2, 0), "length=0"),
+        (lambda: hkdf_expand(*[np.zeros(32, np.uint8)] * 2, 8161), "length=8161"),
+        (lambda: hkdf_expand(*[np.zeros(32, np.uint8)] * 2, True), "length=True"),
+        (lambda: words_from_bytes(np.zeros(3, np.uint8)), r"data of type uint8\[3\]"),
+        (lambda: words_from_bytes(np.zeros(4, np.uint8), "middle"), "byteorder='middle'"),
+        (lambda: bytes_from_words(np.zeros(4, np.int32)), r"words of type int32\[4\]"),
+    ],
+)
+def test_static_mistakes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_errors_do_not_print_keys():
+    with pytest.raises(ValueError, match="key of type") as error:
+        hmac_sha256(np.full(32, 201, np.int32), np.zeros(3, np.uint8))
+    assert "201" not in str(error.value)
+
+
+def test_constants_are_those_of_the_standard():
+    primes = [n for n in range(2, 312) if all(n % d for d in range(2, n))]
+    roots = [int(np.floor(float(p) ** (1 / 3))) for p in primes]
+    # The first 32 bits after the point, in integers: floor(2^32 p^(1/3)) - 2^32 floor(p^(1/3)).
+    for p, root, constant in zip(primes, roots, module._ROUND_CONSTANTS.tolist()):
+        value = constant + (root << 32)
+        assert value**3 <= p << 96 < (value + 1) ** 3
