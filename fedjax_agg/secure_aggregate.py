@@ -69,7 +69,8 @@ def secure_aggregate(
     momentum, Adam or weight decay, so wrap what follows in ``apply_if_ok``.
 
     Accumulation over steps (``optax.MultiSteps``) belongs after it, in the chain, or inside
-    each client; per-example privacy inside each client.
+    each client; per-example privacy inside each client. ``apply_if_ok`` refuses the wrong order
+    of the latter; a plain ``optax.chain`` cannot see it.
 
     Args:
         codec: the map to grid units.
@@ -170,14 +171,14 @@ def apply_if_ok(
         >>> params = jnp.zeros(2)
         >>> rule = apply_if_ok(
         ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), fa.SecAgg(), num_clients=2),
-        ...     optax.adam(0.1))
+        ...     optax.sgd(0.1, momentum=0.9))
         >>> state = rule.init(params)
         >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
         >>> lost = jnp.array([True, False])  # one client never uploads
         >>> update, state = rule.update(
         ...     jnp.ones((2, 2)), state, params, session=session, participation=lost)
-        >>> update.tolist(), int(state.inner[0].count)
-        ([0.0, 0.0], 0)
+        >>> update.tolist(), bool(state.aggregate.report.ok)
+        ([0.0, 0.0], False)
     """
     for transformation, name in ((aggregate, "aggregate"), (inner, "inner")):
         if not isinstance(transformation, optax.GradientTransformation):

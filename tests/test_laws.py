@@ -193,10 +193,10 @@ CASES = [
     Case("empty leaves", 3, 24, 2**10, "nearest", "linf", "fractions", 255),
     Case("bfloat16", 7, 32, 2**20, "nearest"),
     Case("float16", 3, 12, 2**9, "nearest", "linf"),
-    Case("vector", 7, 19, 2**15, "stochastic"),
     Case("nnx", 7, 26, 2**10, "nearest", weights="integers", max_weight=100),
 ]
 QUICK_SECAGG = slice(1, 4)
+SLOW = [*CASES[:1], *CASES[4:], Case("vector", 7, 19, 2**15, "stochastic")]
 
 
 def case_id(case):
@@ -239,9 +239,10 @@ def test_secagg_total_is_the_sum_of_words(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[:1] + CASES[4:], ids=case_id)
+@pytest.mark.parametrize("case", SLOW, ids=case_id)
 def test_secagg_total_is_the_sum_of_words_in_more_cases(case):
     check_case(case, fa.SecAgg, [np.ones(case.n, bool)])
+    check_case(case, fa.Plain, survivor_sets(case.n))
 
 
 @functools.partial(jax.jit, static_argnums=0)

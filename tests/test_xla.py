@@ -10,14 +10,14 @@ from fedjax_agg import _xla
 
 def compiled_loop(loop):
     def summed(rows):
-        return loop(8, lambda i, total: total + jnp.round(rows[i]), jnp.zeros(rows.shape[1]))
+        return loop(0, 8, lambda i, total: total + jnp.round(rows[i]), jnp.zeros(rows.shape[1]))
 
     return jax.jit(summed).lower(jnp.ones((8, 1000))).compile().as_text()
 
 
 def test_the_guard_survives_the_compiler():
     """A loop on all threads needs a product in its body; a plain loop has none."""
-    assert " dot(" in compiled_loop(_xla.client_loop)
+    assert " dot(" in compiled_loop(lambda _, *loop: _xla.client_loop(*loop))
     assert " dot(" not in compiled_loop(lax.fori_loop)
 
 

@@ -78,8 +78,13 @@ class FixedPoint(Codec):
         _check.shape("clip", (), clip=jnp.asarray(self.clip))
         _check.shape("levels", (), levels=jnp.asarray(self.levels))
         clips = self._in_clips(update)
-        linf = self.norm == "linf"
-        return (jnp.clip(clips, -1.0, 1.0) if linf else clips * _shrink(clips)) * self.levels
+        if self.norm == "linf":
+            clips = jnp.where(jnp.abs(clips) <= 1.0, clips, jnp.sign(clips))
+        else:
+            # Zero, and not a number times zero: so the derivative is zero too.
+            clips = jnp.where(jnp.isfinite(jnp.sum(clips * clips)), clips, 0.0)
+            clips = clips * _shrink(clips)
+        return clips * self.levels
 
     def inverse(self, total: jax.Array, ctx: RoundContext) -> Any:
         """A sum of grid units, float32[D] -> the sum of updates."""
@@ -107,11 +112,8 @@ def _ratio(numerator: Any, denominator: Any) -> jax.Array:
 def _shrink(clips: jax.Array) -> jax.Array:
     """The factor that brings an update, measured in clips, to norm 1 at most: float32[].
 
-    Half-precision leaves are float32 by now, so their squares do not underflow. Where the norm
-    overflows float32 the update becomes zero. Each branch that is not taken is fed a harmless
-    number, so derivatives stay finite at 0, at the clip and at infinity.
+    Half-precision leaves are float32 by now, so their squares do not underflow. The branch that
+    is not taken is fed a harmless number, so derivatives stay finite at 0 and at the clip.
     """
     square = jnp.sum(clips * clips)
-    long = (square > 1.0) & jnp.isfinite(square)
-    root = jnp.sqrt(jnp.where(long, square, 1.0))
-    return jnp.where(jnp.isfinite(square), 1.0 / root, 0.0)
+    return 1.0 / jnp.sqrt(jnp.where(square > 1.0, square, 1.0))

@@ -187,7 +187,8 @@ def keystream_sum(
             raise _check.error(
                 "keystream-counter", f"start + length = {number + length}", "at most 2**36"
             )
-        first_block = jnp.uint32(number // WORDS_PER_BLOCK)
+        # The end of the last stream is no block: nothing can be asked for there.
+        first_block = jnp.uint32(number // WORDS_PER_BLOCK % _BLOCKS)
     else:
         first_block = lax.convert_element_type(start, jnp.uint32) // np.uint32(WORDS_PER_BLOCK)
     if length == 0 or keys.shape[0] == 0:
@@ -212,6 +213,9 @@ def _keystream_sum(length: int):
                 lax.dynamic_index_in_dim(argument, i, keepdims=False) if batched else argument
                 for argument, batched in zip(arguments, in_batched)
             ]
+            # Without the barrier XLA takes what all sums share, such as the keystreams of
+            # common keys, out of the loop and stores it.
+            _, row = lax.optimization_barrier((i, row))
             return lax.dynamic_update_index_in_dim(sums, summed(*row), i, 0)
 
         # Inside a shard_map the first carry must vary over the mesh as the sums do.

@@ -129,11 +129,11 @@ def test_norm_beyond_float32_makes_the_whole_update_zero(size):
 
 @every_norm
 def test_zero_and_norm_equal_to_clip_are_unchanged(norm):
-    """Exactly; a little above the clip is not."""
-    codec = fa.FixedPoint(clip=5.0, levels=5, norm=norm)
-    at_clip = jnp.array([3.0, 4.0]) if norm == "l2" else jnp.array([5.0, -5.0])
-    for update in (jnp.zeros(2), at_clip):
-        np.testing.assert_allclose(forward(codec, update), update, rtol=2e-7)
+    """Exactly, where the squares are exact; a little above the clip is clipped."""
+    codec = fa.FixedPoint(clip=4.0, levels=4, norm=norm)
+    at_clip = jnp.array([2.0, -2.0, 2.0, 2.0]) * (1.0 if norm == "l2" else 2.0)
+    for update in (jnp.zeros(4), at_clip):
+        np.testing.assert_array_equal(forward(codec, update), update)
         assert not clipped(codec, update)
         assert np.isfinite(jacobian(codec, update)).all()
     above = at_clip * 1.001

@@ -5,6 +5,7 @@ False alarms of the quick tests here together: below 1.1 %, for seeds that are f
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.symmetric.chacha20 import chacha20_block, keystream
 from tests.protocols import uniformity
 
-CLIENTS, ROUNDS, SEGMENTS, SEGMENT = 4, 2, 2, 4096
+RUNS, ROUNDS, CLIENTS = uniformity.SESSIONS, 3, 6
+VIEWED_ROUNDS, SEGMENTS, SEGMENT = 2, 2, 4096
 LENGTH = SEGMENTS * SEGMENT
 FIVE_ERRORS = 5.0
 
@@ -65,7 +67,7 @@ def small_words():
     Most of them are a few dozen steps from zero, so that each of the four bytes would betray
     them: the upper two are 00 or ff, and the lowest is far from uniform.
     """
-    updates = np.random.default_rng(0).standard_t(5, (ROUNDS, CLIENTS, LENGTH))
+    updates = np.random.default_rng(0).standard_t(5, (VIEWED_ROUNDS, CLIENTS, LENGTH))
     updates = jnp.asarray(updates / np.sqrt(LENGTH) / 20, jnp.float32)
     codec = fa.FixedPoint(clip=1.0, levels=2**15)
 
@@ -89,24 +91,44 @@ def words():
 
 
 @pytest.fixture(scope="module")
-def views(words):
-    """The uploads of 100 training runs, two rounds of each: uint32[100, rounds, clients, D]."""
+def runs():
+    """100 training runs: the sessions of their rounds, the pair keys and the rounding keys.
+
+    All of them from one program, stacked: [runs, rounds, ...].
+    """
 
     @jax.jit
     @jax.vmap
     def run(seed):
-        def one_round(round_id, words):
+        @jax.vmap
+        def one_round(round_id):
             session = fa.simulated_session(seed, num_clients=CLIENTS, round_id=round_id)
-            return uploads(fa.SecAgg(), session, words)
 
-        return jax.vmap(one_round)(jnp.arange(ROUNDS, dtype=jnp.uint32), words)
+            @jax.vmap
+            def rounding_key(secret):
+                return key_schedule.derive_key(
+                    secret, key_schedule.ROUNDING, salt=session.public_seed, round_id=round_id
+                )
 
-    return np.asarray(run(seeds(1, uniformity.SESSIONS)))
+            return session, prepare(fa.SecAgg(), session), rounding_key(session.secrets)
+
+        return one_round(jnp.arange(ROUNDS, dtype=jnp.uint32))
+
+    return run(seeds(1, RUNS))
+
+
+@pytest.fixture(scope="module")
+def views(runs, words):
+    """The uploads of two rounds of every run: uint32[runs, rounds, clients, D]."""
+    sessions, private, _ = jax.tree.map(lambda x: x[:, :VIEWED_ROUNDS], runs)
+    every_round = jax.vmap(lambda *row: protect(fa.SecAgg(), *row))
+    every_run = jax.vmap(every_round, in_axes=(0, 0, None))
+    return np.asarray(jax.jit(every_run)(sessions, private, words))
 
 
 @pytest.fixture(scope="module")
 def found(views):
-    """The statistics of each of the 100 sessions."""
+    """The statistics of each of the 100 runs."""
     return [uniformity.statistics(rows_of(view)) for view in views]
 
 
@@ -114,7 +136,7 @@ def found(views):
 
 
 def test_masked_uploads_pass_the_battery(found):
-    """100 sessions of 12 rows of 4096 words, without one alarm."""
+    """100 runs of 20 rows of 4096 words, without one alarm."""
     assert len(found) == uniformity.SESSIONS
     rejected = [uniformity.alarms(statistics) for statistics in found]
     assert not any(rejected), rejected
@@ -239,19 +261,25 @@ def short_key(seed):
     return jnp.zeros(8, jnp.uint32).at[0].set(seed)
 
 
-@jax.jit
+@functools.cache
 def blocks_of_short_seeds():
     """The first block under each of the 2^16 short keys: uint32[65536, 16]."""
-    every = jnp.arange(2**16, dtype=jnp.uint32)
-    return jax.vmap(lambda s: chacha20_block(short_key(s), jnp.uint32(0), jnp.asarray(NONCE)))(
-        every
-    )
+
+    @jax.jit
+    @jax.vmap
+    def block(seed):
+        return chacha20_block(short_key(seed), jnp.uint32(0), jnp.asarray(NONCE))
+
+    return np.asarray(block(jnp.arange(2**16, dtype=jnp.uint32)))
 
 
 def seeds_that_explain(upload):
     """The short seeds that leave 16 small words when their mask is taken off."""
-    opened = (upload[:16] - np.asarray(blocks_of_short_seeds())).view(np.int32)
-    return np.flatnonzero(np.all(np.abs(opened.astype(np.int64)) < 2**12, axis=1))
+    left = np.arange(2**16)
+    for word, column in zip(upload, blocks_of_short_seeds().T):
+        opened = (word - column[left]).view(np.int32).astype(np.int64)
+        left = left[np.abs(opened) < 2**12]
+    return left
 
 
 def test_brute_force_opens_masks_of_16_bit_seeds_and_no_others(views, words):
@@ -361,38 +389,9 @@ def test_every_bit_of_an_agreement_destroys_the_sum():
 
 # Keys and nonces.
 
-RUNS, RUN_ROUNDS, MEMBERS = 2, 3, 6
-
 
 def key_bytes(keys):
     return [np.asarray(key).tobytes() for key in np.asarray(keys).reshape(-1, 8)]
-
-
-@pytest.fixture(scope="module")
-def runs():
-    """Three rounds of six clients, in two runs: sessions, pair keys and rounding keys.
-
-    Everything is stacked: [runs, rounds, ...].
-    """
-
-    @jax.jit
-    @jax.vmap
-    def run(seed):
-        @jax.vmap
-        def one_round(round_id):
-            session = fa.simulated_session(seed, num_clients=MEMBERS, round_id=round_id)
-
-            @jax.vmap
-            def rounding_key(secret):
-                return key_schedule.derive_key(
-                    secret, key_schedule.ROUNDING, salt=session.public_seed, round_id=round_id
-                )
-
-            return session, prepare(fa.SecAgg(), session), rounding_key(session.secrets)
-
-        return one_round(jnp.arange(RUN_ROUNDS, dtype=jnp.uint32))
-
-    return run(seeds(0, RUNS))
 
 
 def mask_log(runs, monkeypatch):
@@ -408,9 +407,9 @@ def mask_log(runs, monkeypatch):
         return jnp.zeros(length, jnp.uint32)
 
     monkeypatch.setattr(secagg, "keystream_sum", recorder)
-    for run, round_id in np.ndindex(RUNS, RUN_ROUNDS):
+    for run, round_id in np.ndindex(2, ROUNDS):
         log.append([])
-        for i in range(MEMBERS):
+        for i in range(CLIENTS):
             mine = jax.tree.map(lambda x, at=(run, round_id, i): jnp.asarray(x[at]), private)
             client = jnp.asarray(sessions.client_ids[run, round_id, i])
             fa.SecAgg().protect(jnp.zeros(16, jnp.uint32), mine, fa.RoundContext(client=client))
@@ -426,7 +425,7 @@ def test_no_key_and_nonce_occur_twice(runs, monkeypatch):
     log = mask_log(runs, monkeypatch)
     entries = [entry for one_round in log for entry in one_round]
     streams = collections.Counter(stream for stream, _ in entries)
-    assert len(streams) == RUNS * RUN_ROUNDS * MEMBERS * (MEMBERS - 1) // 2
+    assert len(streams) == 2 * ROUNDS * CLIENTS * (CLIENTS - 1) // 2
     assert set(streams.values()) == {2}
     assert set(collections.Counter(entries).values()) == {1}
     assert {coefficient for _, coefficient in entries} == {1, 2**32 - 1}
@@ -435,25 +434,25 @@ def test_no_key_and_nonce_occur_twice(runs, monkeypatch):
 
 
 def test_purposes_never_share_a_key(runs):
-    """Masks, rounding, session secrets, public seeds, handles of two runs: all different."""
+    """Masks, rounding, session secrets, public seeds and handles of 100 runs: all different."""
     sessions, private, rounding_keys = jax.tree.map(np.asarray, runs)
-    lower = np.tril_indices(MEMBERS, -1)
+    lower = np.tril_indices(CLIENTS, -1)
     upper = lower[::-1]
     pair_keys = private.keys
     np.testing.assert_array_equal(pair_keys[:, :, *lower], pair_keys[:, :, *upper])
     assert (sessions.agreement == sessions.agreement[:, :, :1]).all()
-    own = np.arange(MEMBERS)
+    own = np.arange(CLIENTS)
     groups = {
-        "pair masks": (pair_keys[:, :, *lower], MEMBERS * (MEMBERS - 1) // 2),
-        "unused": (pair_keys[:, :, own, own], MEMBERS),
-        "rounding": (rounding_keys, MEMBERS),
-        "secrets": (sessions.secrets, MEMBERS),
+        "pair masks": (pair_keys[:, :, *lower], CLIENTS * (CLIENTS - 1) // 2),
+        "unused": (pair_keys[:, :, own, own], CLIENTS),
+        "rounding": (rounding_keys, CLIENTS),
+        "secrets": (sessions.secrets, CLIENTS),
         "agreement": (sessions.agreement[:, :, 0], 1),
         "public": (sessions.public_seed, 1),
-        "seeds": (seeds(0, RUNS), 1 / RUN_ROUNDS),
+        "seeds": (seeds(1, RUNS), 1 / ROUNDS),
     }
     for name, (keys, count) in groups.items():
-        assert len(key_bytes(keys)) == RUNS * RUN_ROUNDS * count, name
+        assert len(key_bytes(keys)) == round(RUNS * ROUNDS * count), name
     everything = [key for keys, _ in groups.values() for key in key_bytes(keys)]
     assert len(set(everything)) == len(everything)
 
@@ -461,24 +460,26 @@ def test_purposes_never_share_a_key(runs):
 # Joint uniformity.
 
 
-def test_all_uploads_but_one_are_jointly_uniform_while_the_sum_is_fixed(views):
-    """The joint law of three uploads of four, and then of all four, over all sessions.
+def test_all_uploads_but_one_are_jointly_uniform_while_the_sum_is_fixed(views, words):
+    """The joint law of five uploads of six, and then of all six, over all runs.
 
-    Five bits of each of three uploads are uniform on 2^15 bins, at both ends of the word, at a
-    level of 1e-6 each; three bits of each of all four, on 2^12 bins, are not, for their sum is
-    fixed.
+    Three bits of each of five uploads are uniform on 2^15 bins, at both ends of the word, at a
+    level of 1e-6 each. Two bits of each of all six, on 2^12 bins, are not: what is left of the
+    last upload without the sum of the words follows from the others.
     """
+    views = views.copy()
+    views[:, :, -1] -= words.sum(axis=1, dtype=np.uint32)
     columns = np.moveaxis(views, 2, 0).reshape(CLIENTS, -1)
 
     def rejected(clients, low, width):
-        digits = columns[:clients] >> np.uint32(low) & np.uint32(2**width - 1)
         joint = np.zeros(columns.shape[1], np.uint32)
-        for digit in digits:
+        for column in columns[:clients]:
+            digit = column >> np.uint32(low) & np.uint32(2**width - 1)
             joint = joint << np.uint32(width) | digit
         bins = 2 ** (width * clients)
         return uniformity.chi_square(joint, bins) > scipy.stats.chi2.isf(1e-6, bins - 1)
 
-    assert not rejected(3, 0, 5)
-    assert not rejected(3, 27, 5)
-    assert rejected(4, 0, 3)
-    assert rejected(4, 29, 3)
+    assert not rejected(CLIENTS - 1, 0, 3)
+    assert not rejected(CLIENTS - 1, 29, 3)
+    assert rejected(CLIENTS, 0, 2)
+    assert rejected(CLIENTS, 30, 2)

@@ -85,7 +85,8 @@ def test_block_vectors_as_block_and_as_keystream(vector):
     expected = words(vector["block"])
     np.testing.assert_array_equal(block_jit(key, np.uint32(vector["counter"]), nonce), expected)
     start = np.uint32(16 * vector["counter"])
-    np.testing.assert_array_equal(keystream_jit(key, nonce, 16, start), expected)
+    stream = keystream_jit(key, nonce, LENGTH, start)
+    np.testing.assert_array_equal(stream[:16], expected)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_encryption_vector(vector):
     """A stream that starts at block 1 and ends inside a block encrypts the plaintext of the RFC."""
     plaintext = vector["plaintext"].encode()
     stream = keystream_jit(
-        words(vector["key"]), words(vector["nonce"]), 29, np.uint32(16 * vector["counter"])
+        words(vector["key"]), words(vector["nonce"]), LENGTH, np.uint32(16 * vector["counter"])
     )
     stream = np.asarray(stream).astype("<u4").tobytes()[: len(plaintext)]
     assert stream.hex() == vector["keystream"]
@@ -119,8 +120,11 @@ def test_masked_sum_vector(survivors):
     nonce = np.zeros(3, np.uint32)
 
     def mask(seeds, signs):
-        keys = np.stack([words(seed * 32) for seed in seeds])
-        return np.asarray(sum_jit(keys, np.array(signs, np.int64).astype(np.uint32), nonce, 4))
+        """The sum of four keystreams at most: what is missing has the coefficient zero."""
+        keys, coefficients = np.zeros((4, 8), np.uint32), np.zeros(4, np.uint32)
+        keys[: len(seeds)] = [words(seed * 32) for seed in seeds]
+        coefficients[: len(signs)] = np.array(signs, np.int64).astype(np.uint32)
+        return np.asarray(sum_jit(keys, coefficients, nonce, 4))
 
     def pair(i, j):
         return vector["pair_seeds"][f"{min(i, j)}-{max(i, j)}"]
@@ -150,7 +154,7 @@ def test_masked_sum_vector(survivors):
 # Bit-equality with OpenSSL.
 
 
-@pytest.mark.parametrize("length", [1, slow(15), slow(16), 17, 10**6 + 3])
+@pytest.mark.parametrize("length", [1, slow(15), slow(16), slow(17), 10**6 + 3])
 def test_keystream_equals_openssl(length):
     """Random keys, nonces and starts, up to the last start that a traced word index can name."""
     starts = (0, 16, 16 * 77777, 2**32 - 16) if length < 100 else (16 * 12345,)
@@ -162,9 +166,7 @@ def test_keystream_equals_openssl(length):
         np.testing.assert_array_equal(found, openssl(key, nonce, length, start // 16))
 
 
-@pytest.mark.parametrize(
-    "m", [0, 1, 2, slow(3), slow(4), 5, slow(8), 9, slow(16), 17, slow(24), 33]
-)
+@pytest.mark.parametrize("m", [0, 1, 5, 9, 17, *map(slow, (2, 3, 4, 8, 16, 24, 33))])
 def test_keystream_sum_equals_openssl(m):
     """Every padding rule, with random coefficients: none of the padded keys is heard."""
     keys, coefficients, nonce = random_words(m, m, 8), random_words(m + 1, m), random_words(m, 3)
@@ -318,7 +320,7 @@ def test_same_bits_inside_scan_and_cond(m):
 @pytest.mark.parametrize(
     ("m", "axes"),
     [
-        (5, (0, None, None, None)),
+        slow(5, (0, None, None, None)),
         slow(5, (None, 0, None, None)),
         slow(5, (None, None, 0, None)),
         slow(5, (None, None, None, 0)),
@@ -453,10 +455,12 @@ def test_vmap_stores_no_keystream(m, key_axis):
     memory = jax.jit(every).lower(*arguments).compile().memory_analysis()
     output = 4 * rows * length
     assert memory.output_size_in_bytes >= output
-    # One row of m stored keystreams takes 4 m length bytes.
-    assert memory.temp_size_in_bytes < min(2 * output, 4 * m * length)
+    assert memory.temp_size_in_bytes < 2 * output
+    # The keystreams of one sum of 17 keys would take 17 rows.
+    assert memory.temp_size_in_bytes < 16 * 4 * length
 
 
+@pytest.mark.slow
 def test_one_program_for_all_starts_keys_and_nonces():
     """A second call with other values traces nothing."""
     traces = []

@@ -192,7 +192,7 @@ def test_the_tag_is_of_the_ciphertext():
     ("call", "message"),
     [
         (lambda: seal_in(PLAINTEXT[:0], 7, 1, 2), r"plaintext of 0 words must be .*k >= 1"),
-        (lambda: seal_in(jnp.zeros(3), 7, 1, 2), r"plaintext of type float32\[3\]"),
+        (lambda: seal_in(jnp.zeros(3, jnp.float32), 7, 1, 2), r"plaintext of type float32\[3\]"),
         (lambda: seal_in(PLAINTEXT[None], 7, 1, 2), r"plaintext of type uint32\[1, 2\].*vmap"),
         (lambda: seal_in(b"secret", 7, 1, 2), "plaintext of type bytes"),
         (lambda: seal_in(PLAINTEXT, -1, 1, 2), "round_id=-1"),

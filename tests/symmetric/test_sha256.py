@@ -16,15 +16,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedjax_agg.symmetric import sha256 as module
 from fedjax_agg.symmetric.key_schedule import PAIR_MASK, derive_key
-from fedjax_agg.symmetric.sha256 import (
-    bytes_from_words,
-    hkdf,
-    hkdf_expand,
-    hkdf_extract,
-    hmac_sha256,
-    sha256,
-    words_from_bytes,
-)
+from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
+from fedjax_agg.symmetric.sha256 import hkdf, hkdf_expand, hkdf_extract, hmac_sha256, sha256
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "sha256.json").read_text())
 
@@ -166,7 +159,7 @@ def test_a_trained_function_may_call_it():
     ("call", "message"),
     [
         (lambda: sha256(b"abc"), r"message of type bytes must be uint8\[n\]"),
-        (lambda: sha256(jnp.zeros(3)), r"message of type float32\[3\]"),
+        (lambda: sha256(jnp.zeros(3, jnp.float32)), r"message of type float32\[3\]"),
         (lambda: sha256(np.zeros((2, 3), np.uint8)), r"message of type uint8\[2, 3\].*vmap"),
         (lambda: hmac_sha256("key", np.zeros(3, np.uint8)), "key of type str"),
         (lambda: hkdf_extract(np.zeros(3, np.uint8), None), "ikm of type NoneType"),
@@ -190,10 +183,12 @@ def test_errors_do_not_print_keys():
     assert "201" not in str(error.value)
 
 
-def test_constants_are_those_of_the_standard():
+@pytest.mark.parametrize(
+    ("constants", "degree"), [(module._INITIAL_STATE, 2), (module._ROUND_CONSTANTS, 3)]
+)
+def test_constants_are_those_of_the_standard(constants, degree):
+    """The first 32 bits behind the point of the square or cube roots of the first primes."""
     primes = [n for n in range(2, 312) if all(n % d for d in range(2, n))]
-    roots = [int(np.floor(float(p) ** (1 / 3))) for p in primes]
-    # The first 32 bits after the point, in integers: floor(2^32 p^(1/3)) - 2^32 floor(p^(1/3)).
-    for p, root, constant in zip(primes, roots, module._ROUND_CONSTANTS.tolist()):
-        value = constant + (root << 32)
-        assert value**3 <= p << 96 < (value + 1) ** 3
+    for prime, constant in zip(primes, constants.tolist()):
+        root = constant + (int(prime ** (1 / degree)) << 32)
+        assert root**degree <= prime << 32 * degree < (root + 1) ** degree
