@@ -37,7 +37,7 @@ class FixedPoint(Codec):
     | --- | --- | --- |
     | clip or levels <= 0 | ``ValueError`` | finite, meaningless |
     | levels > max_levels | ``ValueError`` | coordinates saturate at max_levels |
-    | coordinate NaN or infinite | - | zero |
+    | coordinate NaN, infinite, or beyond float32 in clips | - | zero |
     | norm beyond float32 (about 2^64 clips) | - | the whole update is zero |
     | update zero, norm equal to clip | - | unchanged |
 
@@ -81,8 +81,6 @@ class FixedPoint(Codec):
         if self.norm == "linf":
             clips = jnp.where(jnp.abs(clips) <= 1.0, clips, jnp.sign(clips))
         else:
-            # Zero, and not a number times zero: so the derivative is zero too.
-            clips = jnp.where(jnp.isfinite(jnp.sum(clips * clips)), clips, 0.0)
             clips = clips * _shrink(clips)
         return clips * self.levels
 
@@ -99,8 +97,10 @@ class FixedPoint(Codec):
 
     def _in_clips(self, update: Any) -> jax.Array:
         flat = flatten(update)
-        # A NaN would spread through the norm to the whole update.
-        return jnp.where(jnp.isfinite(flat), flat, 0.0) * _ratio(1.0, self.clip)
+        # A NaN would spread through the norm to the whole update, and what is infinite, before
+        # or after the division, would make derivatives NaN.
+        clips = jnp.where(jnp.isfinite(flat), flat, 0.0) * _ratio(1.0, self.clip)
+        return jnp.where(jnp.isfinite(clips), clips, 0.0)
 
 
 def _ratio(numerator: Any, denominator: Any) -> jax.Array:
@@ -112,8 +112,11 @@ def _ratio(numerator: Any, denominator: Any) -> jax.Array:
 def _shrink(clips: jax.Array) -> jax.Array:
     """The factor that brings an update, measured in clips, to norm 1 at most: float32[].
 
-    Half-precision leaves are float32 by now, so their squares do not underflow. The branch that
-    is not taken is fed a harmless number, so derivatives stay finite at 0 and at the clip.
+    Half-precision leaves are float32 by now, so their squares do not underflow. Where the norm
+    overflows float32 the update becomes zero. Each branch that is not taken is fed a harmless
+    number, so derivatives stay finite at 0, at the clip and at infinity.
     """
     square = jnp.sum(clips * clips)
-    return 1.0 / jnp.sqrt(jnp.where(square > 1.0, square, 1.0))
+    fits = jnp.isfinite(square)
+    root = jnp.sqrt(jnp.where((square > 1.0) & fits, square, 1.0))
+    return jnp.where(fits, 1.0 / root, 0.0)
