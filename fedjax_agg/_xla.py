@@ -4,9 +4,9 @@ Two facts about compilers, neither of which changes a result:
 
 * LLVM prefers 256-bit vectors even where the processor has 512-bit ones. ``compiler_options``
   hands the user the flag; JAX accepts it on the outermost ``jax.jit`` only.
-* From JAX 0.12 on, XLA runs a CPU loop on one thread when its body holds nothing but
-  elementwise work and reductions. A live 4x4 matrix product in the carry keeps the loop on all
-  threads. ``benchmarks/round.py`` times both forms: when they agree, the product can go.
+* After JAX 0.10, XLA runs a CPU loop on one thread when its body holds nothing but elementwise
+  work and reductions. A live 4x4 matrix product in the carry keeps the loop on all threads.
+  ``benchmarks/round.py`` times both forms: when they agree, the product can go.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+GUARDED = jax.__version_info__ >= (0, 11)
 
 
 def compiler_options() -> dict[str, str]:
@@ -49,7 +52,7 @@ def client_loop(count: int, body: Callable[[Any, Any], Any], init: Any) -> Any:
     Returns:
         The last carry.
     """
-    if jax.default_backend() != "cpu":
+    if not GUARDED or jax.default_backend() != "cpu":
         return lax.fori_loop(0, count, body, init)
 
     def guarded_body(index, guarded_carry):

@@ -253,7 +253,8 @@ def _core(static, codec, updates, weights, session, survivors):
         )
 
     private = jax.vmap(prepare)(session.agreement, session.client_ids)
-    rounding_keys = jax.vmap(rounding_key)(session.secrets)
+    draws = codec.rounding == "stochastic"
+    rounding_keys = jax.vmap(rounding_key)(session.secrets) if draws else None
     rows = (updates, weights, session.client_ids, private, rounding_keys, survivors)
 
     def add_client(i, total):

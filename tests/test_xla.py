@@ -17,7 +17,8 @@ def compiled_loop(loop):
 
 def test_the_guard_survives_the_compiler():
     """A loop on all threads needs a product in its body; a plain loop has none."""
-    assert " dot(" in compiled_loop(lambda _, *loop: _xla.client_loop(*loop))
+    guarded = compiled_loop(lambda _, *loop: _xla.client_loop(*loop))
+    assert (" dot(" in guarded) == _xla.GUARDED
     assert " dot(" not in compiled_loop(lax.fori_loop)
 
 

@@ -3,6 +3,8 @@
 Each rule takes float32[D] in grid units, |y| < 2^23, and gives int32[D].
 """
 
+from typing import Any
+
 import jax
 
 from fedjax_agg.rounding.nearest import nearest as nearest
@@ -13,20 +15,20 @@ MODES = ("stochastic", "nearest")
 MAX_UNITS = 2**23 - 1
 
 
-def round_to_grid(mode: str, units: jax.Array, key: jax.Array) -> jax.Array:
+def round_to_grid(mode: str, units: jax.Array, key: Any) -> jax.Array:
     """Rounds float32[D] to int32[D] by the rule that a codec names.
 
     Args:
         mode: "stochastic" or "nearest".
         units: float32[D] with |units| < 2^23.
-        key: uint32[8], the client's rounding key of this round; unused by "nearest".
+        key: uint32[8], the client's rounding key of this round; None for "nearest".
 
     Returns:
         int32[D].
 
     Example:
         >>> import jax.numpy as jnp
-        >>> round_to_grid("nearest", jnp.array([0.6, -0.6]), jnp.zeros(8, jnp.uint32))
+        >>> round_to_grid("nearest", jnp.array([0.6, -0.6]), None)
         Array([ 1, -1], dtype=int32)
     """
     return stochastic(units, key) if mode == "stochastic" else nearest(units)
