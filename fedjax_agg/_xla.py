@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
 GUARDED = jax.__version_info__ >= (0, 11)
 
 
