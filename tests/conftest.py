@@ -12,3 +12,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def jit_or_not(request):
     """The function as it is, and compiled."""
     return jax.jit if request.param == "jit" else lambda function: function
+
+
+@pytest.fixture(autouse=True)
+def _default_dtypes(request):
+    """A few tests compute their expectation in JAX's default types, or print them."""
+    if request.node.get_closest_marker("default_dtypes") and jax.config.jax_enable_x64:
+        pytest.skip("reads the default types, which JAX_ENABLE_X64 changes")

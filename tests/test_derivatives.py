@@ -62,6 +62,7 @@ def nearest_mean(x, clip=1.0, levels=2.0**15, alive=EVERYBODY, session=None, nor
 # ---- the Jacobian -------------------------------------------------------------------------------
 
 
+@pytest.mark.default_dtypes
 @pytest.mark.parametrize(
     ("protocol", "norm", "rounding"),
     [
@@ -378,6 +379,7 @@ def test_weight_gradient_is_that_of_the_weighted_mean_up_to_the_grid():
 # ---- training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.default_dtypes
 def test_gradient_through_twenty_rounds_of_training():
     """Of the loss after 20 rounds with server momentum, by the server's rate and by the clip."""
     rng = np.random.default_rng(5)
@@ -426,6 +428,7 @@ def test_gradient_through_twenty_rounds_of_training():
 # ---- the expected output ------------------------------------------------------------------------
 
 
+@pytest.mark.default_dtypes
 def test_jacobian_is_that_of_the_expected_output_under_stochastic_rounding():
     """Averages over 4000 sessions, on a grid so coarse that one round says little: differences
     of the output, and the gradient of the clip, whose rounding residual is zero-mean noise."""

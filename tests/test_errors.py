@@ -56,6 +56,7 @@ def raised(code, names):
     return caught.value
 
 
+@pytest.mark.default_dtypes
 @mistakes()
 def test_each_mistake_raises_its_exact_message(row, names):
     error = raised(row["code"], names)

@@ -472,6 +472,7 @@ def test_a_norm_beyond_float32_takes_out_that_client_only():
     np.testing.assert_array_equal(total, [0.25, 0.125])
 
 
+@pytest.mark.default_dtypes
 @pytest.mark.parametrize(
     ("n", "max_weight", "max_levels", "bits"),
     [(3, 5, 17, 9), (7, 31, 151, 16), (3, 1, 5592405, 25)],

@@ -352,6 +352,7 @@ def wide_types(jaxpr):
     return {str(v.aval) for v in variables if getattr(v.aval, "dtype", np.dtype(bool)).itemsize > 4}
 
 
+@pytest.mark.default_dtypes
 @pytest.mark.parametrize("protocol", [fa.Plain(), fa.SecAgg()], ids=["plain", "secagg"])
 def test_no_64_bit_type(protocol):
     """Neither in the round nor in its derivative. Keys of jax.random would be 64 bits wide too."""

@@ -123,6 +123,7 @@ def test_without_apply_if_ok_a_failed_round_moves_adam():
     np.testing.assert_array_equal(change, 0)
 
 
+@pytest.mark.default_dtypes
 def test_its_state_scans_and_training_equals_plain_training():
     """Twelve rounds in one ``lax.scan``, every third of them failed, against a plain loop."""
     rule = fa.apply_if_ok(aggregate(), adam())
@@ -166,6 +167,7 @@ def test_state_before_and_after_has_one_structure_and_no_secret():
     assert {leaf.shape for leaf in jax.tree.leaves(after)} == {(), (N,)}
 
 
+@pytest.mark.default_dtypes
 def test_multi_steps_accumulates_after_the_aggregation():
     """Two rounds make one step of SGD with the mean of their means."""
     rule = optax.chain(aggregate(), optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation())

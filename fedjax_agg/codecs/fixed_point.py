@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_agg import _check, rounding
 from fedjax_agg.codecs.codec import Codec, register_codec
@@ -12,6 +13,7 @@ from fedjax_agg.session import RoundContext
 from fedjax_agg.structure import flatten
 
 NORMS = ("l2", "linf")
+_LARGEST = np.finfo(np.float32).max
 
 
 @register_codec
@@ -37,7 +39,7 @@ class FixedPoint(Codec):
     | --- | --- | --- |
     | clip or levels <= 0 | ``ValueError`` | finite, meaningless |
     | levels > max_levels | ``ValueError`` | coordinates saturate at max_levels |
-    | coordinate NaN, infinite, or beyond float32 in clips | - | zero |
+    | coordinate NaN or infinite | - | zero |
     | norm beyond float32 (about 2^64 clips) | - | the whole update is zero |
     | update zero, norm equal to clip | - | unchanged |
 
@@ -82,7 +84,7 @@ class FixedPoint(Codec):
             clips = jnp.where(jnp.abs(clips) <= 1.0, clips, jnp.sign(clips))
         else:
             clips = clips * _shrink(clips)
-        return clips * self.levels
+        return clips * jnp.asarray(self.levels, jnp.float32)
 
     def inverse(self, total: jax.Array, ctx: RoundContext) -> Any:
         """A sum of grid units, float32[D] -> the sum of updates."""
@@ -97,14 +99,15 @@ class FixedPoint(Codec):
 
     def _in_clips(self, update: Any) -> jax.Array:
         flat = flatten(update)
-        # A NaN would spread through the norm to the whole update, and what is infinite, before
-        # or after the division, would make derivatives NaN.
+        # A NaN would spread through the norm to the whole update, and an infinity, before or
+        # after the division, would make derivatives NaN.
         clips = jnp.where(jnp.isfinite(flat), flat, 0.0) * _ratio(1.0, self.clip)
-        return jnp.where(jnp.isfinite(clips), clips, 0.0)
+        return jnp.where(jnp.isfinite(clips), clips, jnp.copysign(_LARGEST, clips))
 
 
 def _ratio(numerator: Any, denominator: Any) -> jax.Array:
     """The quotient, and 0 where a traced denominator is 0."""
+    numerator, denominator = (jnp.asarray(x, jnp.float32) for x in (numerator, denominator))
     nonzero = denominator != 0
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
 

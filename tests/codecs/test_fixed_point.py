@@ -54,6 +54,7 @@ def test_static_clip_or_levels_not_positive_is_refused(name, value):
         fa.FixedPoint(**{"clip": 1.0, "levels": 8, name: value})
 
 
+@pytest.mark.default_dtypes
 @every_norm
 def test_traced_clip_or_levels_not_positive_stays_finite(norm):
     """The units, their inverse, and the mean of a round; none of them means anything."""
@@ -75,6 +76,7 @@ def test_traced_clip_or_levels_not_positive_stays_finite(norm):
     assert np.isfinite(means).all()
 
 
+@pytest.mark.default_dtypes
 def test_levels_beyond_the_budget():
     """Static: refused, at the budget and one above. Traced: units saturate, and only those."""
     assert fa.FixedPoint(1.0, 100, max_levels=100).bound() == 100
@@ -180,6 +182,7 @@ def test_l2_scales_and_linf_clips():
     assert not clipped(linf, between)
 
 
+@pytest.mark.default_dtypes
 @pytest.mark.parametrize("size", [1, 2, 1000, 10**5])
 @pytest.mark.parametrize("kind", ["normal", "constant", "positive", "one large"])
 def test_norm_of_forward_stays_below_levels(size, kind):
@@ -198,6 +201,7 @@ def test_norm_of_forward_stays_below_levels(size, kind):
         assert levels * (1 - 2.0**-20) <= norm_of(units) <= levels * (1 + 2.0**-20)
 
 
+@pytest.mark.default_dtypes
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_norms_of_half_precision_do_not_underflow(dtype):
     """Squares of 1e-4 are zero in float16, so a norm taken there would not clip."""
@@ -309,6 +313,7 @@ def test_trees_of_codecs_are_not_validated_again():
     assert shapes.clip.dtype == jnp.float32
 
 
+@pytest.mark.default_dtypes
 def test_vmap_over_a_batch_of_codecs_equals_each_of_them():
     update, clips = normal(2, 50), jnp.array([0.5, 1.0, 100.0])
     batch = fa.FixedPoint(clips, jnp.array([10.0, 100.0, 1000.0]))
@@ -319,6 +324,7 @@ def test_vmap_over_a_batch_of_codecs_equals_each_of_them():
     assert np.asarray(jax.vmap(lambda c: clipped(c, update))(batch)).tolist() == [True, True, False]
 
 
+@pytest.mark.default_dtypes
 @every_norm
 def test_derivatives_in_clip_and_levels_equal_finite_differences(norm):
     """The ranges are learnable: d(sum of units) / d(clip, levels)."""
@@ -359,6 +365,7 @@ def test_diagnose_counts_what_a_round_does():
     assert beyond.clipped.tolist() == [False] * 4
 
 
+@pytest.mark.default_dtypes
 @pytest.mark.parametrize("size", [1, 2])
 def test_full_clips_are_not_counted_as_saturated(size):
     """An update of one coordinate beyond the clip fills all levels, and no more than those."""
