@@ -15,6 +15,7 @@ from jax import lax
 
 import fedjax_agg as fa
 from fedjax_agg.arithmetic import Ring
+from tests.sessions import any_session
 
 N = 3
 STANDARD_ERRORS = 5
@@ -26,14 +27,7 @@ EVERYBODY = jnp.ones(N, bool)
 
 
 def make_session(number=0):
-    rng = np.random.default_rng(number)
-
-    def words(*shape):
-        return jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
-
-    agreement = jnp.broadcast_to(words(8), (N, 8))
-    client_ids = jnp.arange(1, N + 1, dtype=jnp.uint32)
-    return fa.Session(jnp.uint32(number), words(8), client_ids, words(N, 8), agreement)
+    return any_session(N, number)
 
 
 def clipped(row, clip, norm):

@@ -12,21 +12,14 @@ from jax import lax
 
 import fedjax_agg as fa
 from tests import taint
+from tests.sessions import any_session
 
 N = 4
 P = jax.sharding.PartitionSpec
 
 
 def make_session(number=0):
-    """A session of any words: nothing here depends on how they were derived."""
-    rng = np.random.default_rng(number)
-
-    def words(*shape):
-        return jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
-
-    agreement = jnp.broadcast_to(words(8), (N, 8))
-    client_ids = jnp.arange(1, N + 1, dtype=jnp.uint32)
-    return fa.Session(jnp.uint32(number), words(8), client_ids, words(N, 8), agreement)
+    return any_session(N, number)
 
 
 def updates(seed=0, n=N):

@@ -10,6 +10,7 @@ from jax import lax
 
 import fedjax_agg as fa
 from fedjax_agg.secure_aggregate import ApplyIfOkState
+from tests.sessions import any_session
 
 N = 3
 CODEC = fa.FixedPoint(4.0, 2**12, max_levels=2**12, rounding="nearest")
@@ -18,14 +19,7 @@ LOST = jnp.array([True, False, True])
 
 
 def make_session(number=0):
-    rng = np.random.default_rng(number)
-
-    def words(*shape):
-        return jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
-
-    agreement = jnp.broadcast_to(words(8), (N, 8))
-    client_ids = jnp.arange(1, N + 1, dtype=jnp.uint32)
-    return fa.Session(jnp.uint32(number), words(8), client_ids, words(N, 8), agreement)
+    return any_session(N, number)
 
 
 def gradients(seed=0):

@@ -40,7 +40,7 @@ def centred(integer, bits):
     return (integer + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
 
 
-def same(found, integers, dtype=jnp.uint32):
+def assert_same(found, integers, dtype=jnp.uint32):
     assert found.dtype == dtype
     assert np.asarray(found).tolist() == list(integers)
 
@@ -50,8 +50,8 @@ def test_wrap_and_lift_equal_python(bits):
     """Every integer modulo 2^bits, and its centred representative."""
     ring, integers = Ring(bits), corners(bits)
     wrapped = ring.wrap(jnp.asarray(np.array(integers, np.int32)))
-    same(wrapped, [i % 2**bits for i in integers])
-    same(ring.centre_lift(wrapped), [centred(i, bits) for i in integers], jnp.int32)
+    assert_same(wrapped, [i % 2**bits for i in integers])
+    assert_same(ring.centre_lift(wrapped), [centred(i, bits) for i in integers], jnp.int32)
 
 
 @every_width
@@ -60,17 +60,17 @@ def test_lift_inverts_wrap_exactly_on_its_range(bits):
     ring, half = Ring(bits), 2 ** (bits - 1)
     inside = [i for i in corners(bits) if -half <= i < half]
     lifted = ring.centre_lift(ring.wrap(jnp.asarray(np.array(inside, np.int32))))
-    same(lifted, inside, jnp.int32)
+    assert_same(lifted, inside, jnp.int32)
     assert ring.largest == half - 1
     if bits < 32:
         beyond = ring.wrap(jnp.asarray(np.array([half, -half - 1], np.int32)))
-        same(ring.centre_lift(beyond), [-half, half - 1], jnp.int32)
+        assert_same(ring.centre_lift(beyond), [-half, half - 1], jnp.int32)
 
 
 @every_width
 def test_wrap_inverts_lift(bits):
     ring, integers = Ring(bits), elements(bits)
-    same(ring.wrap(ring.centre_lift(as_words(integers))), integers)
+    assert_same(ring.wrap(ring.centre_lift(as_words(integers))), integers)
 
 
 @every_width
@@ -80,20 +80,22 @@ def test_arithmetic_equals_python(bits):
     integers = elements(bits)
     a, b = integers, integers[::-1]
     factors = np.random.default_rng(bits).integers(0, 2**32, len(a), dtype=np.uint32).tolist()
-    same(ring.add(as_words(a), as_words(b)), [(x + y) % modulus for x, y in zip(a, b)])
-    same(ring.negate(as_words(a)), [-x % modulus for x in a])
+    assert_same(ring.add(as_words(a), as_words(b)), [(x + y) % modulus for x, y in zip(a, b)])
+    assert_same(ring.negate(as_words(a)), [-x % modulus for x in a])
     scaled = ring.scale(as_words(a), as_words(factors))
-    same(scaled, [x * f % modulus for x, f in zip(a, factors)])
+    assert_same(scaled, [x * f % modulus for x, f in zip(a, factors)])
     table = as_words([a, b, factors])
     columns = [sum(column) % modulus for column in zip(a, b, factors)]
-    same(ring.sum(table), columns)
-    same(ring.sum(table, axis=1), [sum(row) % modulus for row in (a, b, factors)])
+    assert_same(ring.sum(table), columns)
+    assert_same(ring.sum(table, axis=1), [sum(row) % modulus for row in (a, b, factors)])
 
 
 @every_width
 def test_keystream_words_become_elements_by_their_low_bits(bits):
     words = np.random.default_rng(bits).integers(0, 2**32, 100, dtype=np.uint32)
-    same(Ring(bits).from_keystream(jnp.asarray(words)), [w % 2**bits for w in words.tolist()])
+    assert_same(
+        Ring(bits).from_keystream(jnp.asarray(words)), [w % 2**bits for w in words.tolist()]
+    )
 
 
 @pytest.mark.parametrize("bits", [3, 8])
@@ -129,10 +131,10 @@ def test_sum_wraps_whether_or_not_x64_is_enabled(bits, x64, jit_or_not):
     ring, words = Ring(bits), np.full((3, 2), 2**bits - 1, np.uint32)
     with jax.enable_x64(x64):
         total = jit_or_not(ring.sum)(jnp.asarray(words))
-        same(total, [2**bits - 3] * 2)
-        same(ring.centre_lift(total), [centred(-3, bits)] * 2, jnp.int32)
-        same(ring.wrap(jnp.asarray(np.array([-1], np.int32))), [2**bits - 1])
-        same(ring.negate(jnp.asarray(words[0])), [1, 1])
+        assert_same(total, [2**bits - 3] * 2)
+        assert_same(ring.centre_lift(total), [centred(-3, bits)] * 2, jnp.int32)
+        assert_same(ring.wrap(jnp.asarray(np.array([-1], np.int32))), [2**bits - 1])
+        assert_same(ring.negate(jnp.asarray(words[0])), [1, 1])
         if x64:
             assert int(jnp.sum(jnp.asarray(words), axis=0)[0]) == 3 * (2**bits - 1)
 
@@ -179,8 +181,8 @@ def test_wrap_is_a_homomorphism(bits, x, y):
     """Words of x and y add up to the word of x + y, and lift to it where it fits."""
     ring = Ring(bits)
     total = ring.add(*(ring.wrap(jnp.asarray(np.array([i], np.int32))) for i in (x, y)))
-    same(total, [(x + y) % 2**bits])
-    same(ring.centre_lift(total), [centred(x + y, bits)], jnp.int32)
+    assert_same(total, [(x + y) % 2**bits])
+    assert_same(ring.centre_lift(total), [centred(x + y, bits)], jnp.int32)
 
 
 @pytest.mark.parametrize("bits", [0, -1, 33, 64, 8.0, "8", None, True, np.float32(8)])
