@@ -15,10 +15,11 @@ arithmetic, and protects nothing from the machine that runs it.
 
 from fedjax_agg._xla import compiler_options
 from fedjax_agg.codecs import Codec, FixedPoint
+from fedjax_agg.participation import Participation, drop_clients
 from fedjax_agg.plan import Plan, plan_round
-from fedjax_agg.protocols import Plain, Protocol, SecAgg
+from fedjax_agg.protocols import Exchange, Plain, Protocol, SecAgg
 from fedjax_agg.secure_aggregate import SecureAggregateState, apply_if_ok, secure_aggregate
-from fedjax_agg.secure_round import Report, secure_mean, secure_sum
+from fedjax_agg.secure_round import Report, secure_mean, secure_sum, transcript
 from fedjax_agg.session import (
     RoundContext,
     Session,
@@ -26,10 +27,13 @@ from fedjax_agg.session import (
     root_seed,
     simulated_session,
 )
+from fedjax_agg.wire import Transcript
 
 __all__ = [
     "Codec",
+    "Exchange",
     "FixedPoint",
+    "Participation",
     "Plain",
     "Plan",
     "Protocol",
@@ -38,8 +42,10 @@ __all__ = [
     "SecAgg",
     "SecureAggregateState",
     "Session",
+    "Transcript",
     "apply_if_ok",
     "compiler_options",
+    "drop_clients",
     "fixed_seed",
     "plan_round",
     "root_seed",
@@ -47,6 +53,7 @@ __all__ = [
     "secure_mean",
     "secure_sum",
     "simulated_session",
+    "transcript",
 ]
 
 __version__ = "0.1.0"

@@ -28,7 +28,8 @@ REMEDIES = {
     "hkdf-prk": "derive it with hkdf_extract",
     "label": "use a constant of key_schedule such as PAIR_MASK",
     "identifier": "count from 0 or 1, and use jax.vmap for many",
-    "context-hash": "hash the context with sha256",
+    "context-hash": "hash the model with context_hash, or other bytes with sha256",
+    "seal-keys": "derive them with key_schedule.derive_keys, or call seal and open_sealed",
     "tag-shape": "pass on the Sealed message as it came",
     "message-shape": "flatten the message to words, and use jax.vmap for many",
     "coefficients-shape": "give one uint32 coefficient for every key, such as 1 and 2**32 - 1",
@@ -63,6 +64,11 @@ REMEDIES = {
     "(fewer bits) or max_weight",
     "participation-shape": "give bool[num_clients]: True where the client's upload arrived",
     "participation-dtype": "give booleans, for example jnp.arange(n) != 3",
+    "participation-monotone": "who is gone stays gone: Participation.until(stage, alive) makes "
+    "the rows",
+    "stage": "name the stage whose message is the first that does not arrive",
+    "drop-rate": "give the part of the clients that is lost, for example 0.1 for one in ten",
+    "client-id": "clients are counted from 1, as in session.client_ids",
     "clip": "choose the largest norm that an update may keep, for example clip=1.0",
     "levels": "choose the number of grid steps in one clip, for example levels=2**15",
     "levels-budget": "raise max_levels to at least levels, or lower levels: coordinates beyond "
@@ -74,6 +80,59 @@ REMEDIES = {
     "plan-size": "pass a pytree of parameters or a positive number of them",
     "plan-bits": "choose the resolution of one client's word, for example bits=16",
     "plan-ring": "take fewer bits, a smaller max_weight or fewer clients",
+    "graph-clients": "a graph joins at least two clients, and an index is an int32",
+    "degree": "the complete graph is degree = num_clients - 1, and an odd degree needs an even "
+    "number of clients",
+    "graph-order": "pass permutation(seed, num_clients), or jnp.arange(num_clients) for the "
+    "complete graph",
+    "graph-keys": "stack the clients' public keys, one row for each client",
+    "rate": "give the fraction of clients, for example 0.1 for one in ten",
+    "adversary": "a server that may show clients different survivors is semi-malicious",
+    "security": "40 allows a privacy failure with a probability of 2^-40",
+    "failure": "20 allows a lost round with a probability of 2^-20",
+    "consistency": "True has clients attest the survivors before they answer, False trusts the "
+    "server to show everybody the same",
+    "graph-rates": "no threshold is above those who may collude and below those who are left: "
+    "assume fewer of either",
+    "num-holders": "a share point is a slot plus one, in 16 bits: take 1 to 65535 holders",
+    "threshold": "any threshold of the holders recover the secret: choose 1 to their number",
+    "min-survivors": "no client helps to unmask the sum of fewer: choose 2 to the size of the "
+    "cohort",
+    "refuse-own-keys": "the list of the server lacks this client's keys, has others, or has them "
+    "twice: share nothing, start a new round",
+    "refuse-invalid-key": "the list of the server gives a neighbour a public key of zeros: share "
+    "nothing, start a new round without that neighbour",
+    "refuse-graph": "the server named other neighbours than follow from the list of keys: share "
+    "nothing, start a new round",
+    "refuse-few-keys": "fewer neighbours than the threshold have advertised keys: share nothing, "
+    "start a new round with more clients",
+    "refuse-late-share": "the server relayed a share of a neighbour without keys: answer nothing, "
+    "start a new round",
+    "refuse-sealed-share": "a neighbour or the server changed a sealed share: answer nothing, "
+    "start a new round",
+    "refuse-few-shares": "fewer neighbours than the threshold have dealt shares: upload nothing, "
+    "start a new round with more clients",
+    "refuse-declared-lost": "the server names this client as lost while it is there: answer "
+    "nothing, start a new round",
+    "refuse-unknown-survivor": "the server names a survivor who dealt this client no share: "
+    "answer nothing, start a new round",
+    "refuse-few-survivors": "the server names fewer survivors than may be unmasked: answer "
+    "nothing, start a new round with more clients",
+    "refuse-attested-already": "the server asks for a second word on the survivors of one round: "
+    "answer nothing, start a new round",
+    "refuse-other-set": "the server asks to unmask other survivors than this client has attested: "
+    "answer nothing, start a new round",
+    "refuse-few-attestations": "fewer neighbours than the threshold attest these survivors, so "
+    "the server may have named others to them: answer nothing, start a new round",
+    "refuse-answered-already": "a second answer in one round can open an update: answer nothing, "
+    "start a new round",
+    "num-chunks": "CHUNKS for each secret of 256 bits",
+    "chunks-shape": "to_chunks(secret) makes CHUNKS of one secret; concatenate those of several",
+    "polynomial-shape": "draw them with draw_coefficients(key, threshold, num_chunks)",
+    "shares-shape": "give one row of uint32 shares for every slot, anything where none arrived",
+    "present-shape": "give one boolean for every slot: True where the share arrived",
+    "plan-type": "pass a plan: plan_round(...)",
+    "cost-protocols": "list the protocols to compare: [Plain(), plan.protocol()]",
     "update-session": "call update(grads, state, params, session=simulated_session(...))",
     "optax-order": "give the gradients of all clients, one row each; if optax.MultiSteps is "
     "around secure_aggregate, put it after: optax.chain(secure_aggregate(...), "

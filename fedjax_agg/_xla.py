@@ -40,7 +40,7 @@ def compiler_options() -> dict[str, str]:
     return {"xla_cpu_prefer_vector_width": "512"}
 
 
-def client_loop(count: int, body: Callable[[Any, Any], Any], init: Any) -> Any:
+def client_loop(count: int | jax.Array, body: Callable[[Any, Any], Any], init: Any) -> Any:
     """``lax.fori_loop(0, count, body, init)``, kept on all threads of a CPU.
 
     Args:

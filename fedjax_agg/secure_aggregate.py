@@ -11,7 +11,7 @@ from fedjax_agg import _check
 from fedjax_agg.codecs import Codec
 from fedjax_agg.protocols import Plain, Protocol
 from fedjax_agg.rounding import MAX_UNITS
-from fedjax_agg.secure_round import Report, secure_mean
+from fedjax_agg.secure_round import Report, empty_report, secure_mean
 from fedjax_agg.session import MAX_CLIENTS, Session
 from fedjax_agg.structure import Structure
 
@@ -107,13 +107,7 @@ def secure_aggregate(
     def init_fn(params):
         # The report has the same structure before and after a round, so that states scan.
         length = Structure.of(params, "params").size
-        report = Report(
-            ok=jnp.bool_(False),
-            survivors=jnp.zeros(num_clients, jnp.bool_),
-            total_weight=jnp.float32(0),
-            bytes_up=_zeros(protocol.bytes_up(length, num_clients)),
-            bytes_down=_zeros(protocol.bytes_down(length, num_clients)),
-        )
+        report = empty_report(protocol, num_clients, length)
         return SecureAggregateState(report)
 
     def update_fn(
@@ -228,10 +222,6 @@ def apply_if_ok(
 
 def _is_per_example(state: Any) -> bool:
     return isinstance(state, DifferentiallyPrivateAggregateState)
-
-
-def _zeros(counts: dict[str, int]) -> dict[str, jax.Array]:
-    return {stage: jnp.uint32(0) for stage in counts}
 
 
 def _check_shapes(updates, params, num_clients):

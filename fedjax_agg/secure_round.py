@@ -2,8 +2,10 @@
 
 The recipe, in the only order that is safe:
 
+    before:   the protocol's exchanges of keys and shares
     client:   1 clip, 2 flatten and rotate, 3 scale   (codec.forward)
               4 weight, 5 round, 6 add noise, 7 wrap, 8 mask
+    after:    the protocol's exchanges about the survivors
     server:   9 sum, 10 unmask, 11 centre-lift
     inverse: 12 unscale, 13 rotate back and unflatten (codec.inverse), 14 divide, 15 update
 """
@@ -13,15 +15,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
-from fedjax_agg import _check, _xla, budget, rounding
+from fedjax_agg import _check, budget
 from fedjax_agg.codecs import Codec
+from fedjax_agg.participation import Participation, as_participation
 from fedjax_agg.protocols import Plain, Protocol
-from fedjax_agg.session import RoundContext, Session
+from fedjax_agg.session import Session
+from fedjax_agg.stages import Static, core_sum, public_context, run_stages
 from fedjax_agg.structure import client_structure
-from fedjax_agg.symmetric import key_schedule
+from fedjax_agg.wire import Transcript
 
 
 class Report(NamedTuple):
@@ -33,6 +35,8 @@ class Report(NamedTuple):
         total_weight: float32[], the sum of their weights; their number if none were given.
         bytes_up: by stage, the bytes that one client sent, uint32[].
         bytes_down: by stage, the bytes that one client received, uint32[].
+        refusals: by rule, how many clients refused to go on because of it, int32[].
+        suspects: bool[n], whose revealed shares do not fit those of the others.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,14 +54,8 @@ class Report(NamedTuple):
     total_weight: jax.Array
     bytes_up: dict[str, jax.Array]
     bytes_down: dict[str, jax.Array]
-
-
-class _Static(NamedTuple):
-    """What one compiled round is specialised to, besides shapes."""
-
-    protocol: Protocol
-    weighted: bool
-    mean: bool
+    refusals: dict[str, jax.Array]
+    suspects: jax.Array
 
 
 def secure_mean(
@@ -68,7 +66,7 @@ def secure_mean(
     protocol: Protocol = Plain(),
     weights: jax.Array | None = None,
     max_weight: int | None = None,
-    participation: jax.Array | None = None,
+    participation: Participation | jax.Array | None = None,
 ) -> tuple[Any, Report]:
     """The weighted mean of the clients' clipped updates, through integers and masks.
 
@@ -86,7 +84,8 @@ def secure_mean(
             travels as one more coordinate of the masked vector: individual weights are hidden,
             their sum is revealed. None counts every client once.
         max_weight: the largest integer weight; None takes the largest that fits.
-        participation: bool[n], whose upload arrives; None means everybody's.
+        participation: bool[n], whose upload arrives, or a ``Participation``, who is there at
+            each stage; None means everybody, always.
 
     Returns:
         The mean, in the structure and dtypes of one update, and the ``Report``. Zeros where
@@ -135,7 +134,7 @@ def secure_sum(
     protocol: Protocol = Plain(),
     weights: jax.Array | None = None,
     max_weight: int | None = None,
-    participation: jax.Array | None = None,
+    participation: Participation | jax.Array | None = None,
 ) -> tuple[Any, Report]:
     """The weighted sum of the clients' clipped updates: ``secure_mean`` without the division.
 
@@ -155,142 +154,124 @@ def secure_sum(
     return _secure(False, updates, session, codec, protocol, weights, max_weight, participation)
 
 
-def _secure(mean, updates, session, codec, protocol, weights, max_weight, participation):
-    """Checks everything that is static, then runs the compiled round."""
+def transcript(
+    updates: Any,
+    session: Session,
+    *,
+    codec: Codec,
+    protocol: Protocol = Plain(),
+    weights: jax.Array | None = None,
+    max_weight: int | None = None,
+    participation: Participation | jax.Array | None = None,
+) -> Transcript:
+    """The round of ``secure_mean`` with every message kept. **Simulation only.**
+
+    Arguments and errors are those of ``secure_mean``, which is this round with the transcript
+    thrown away; memory is that of all uploads, n times D words.
+
+    Returns:
+        The ``Transcript``; its ``view(server=True, clients=(1, 4))`` is all that this coalition
+        holds.
+
+    Example:
+        The server holds every upload and can tell nothing from them:
+
+        >>> import jax.numpy as jnp
+        >>> import fedjax_agg as fa
+        >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
+        >>> kept = transcript(
+        ...     jnp.zeros((2, 3)), session, codec=fa.FixedPoint(clip=1.0), protocol=fa.SecAgg())
+        >>> kept.view(server=True).server["upload"].outboxes.words[0]
+        Array([1577896571, 2140785837, 2063943567], dtype=uint32)
+        >>> kept.total.words
+        Array([0, 0, 0], dtype=uint32)
+    """
+    static, arguments = _checked(
+        True, updates, session, codec, protocol, weights, max_weight, participation
+    )
+    _, report = _round(static, *arguments)
+    codec, updates, weights, _, session, participation = arguments
+    total, kept = _kept(static, codec, updates, weights, session, participation)
+    return Transcript(total=total, updates=updates, report=report, **kept)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _kept(static, *arguments):
+    total, _, kept = run_stages(static, *arguments, keep=True)
+    return total, kept
+
+
+def _checked(mean, updates, session, codec, protocol, weights, max_weight, participation):
+    """Checks everything that is static: what the compiled round takes."""
     _check.instance("session-type", Session, session=session)
     _check.instance("codec-type", Codec, codec=codec)
     _check.instance("protocol-type", Protocol, protocol=protocol)
     _check.shape("session-rounds", (), **{"session.round_id": session.round_id})
     n = session.num_clients
+    protocol.check(n)
     client_structure(updates, n)
     max_weight = budget.largest_weight(n, codec, protocol, weights, max_weight)
     grid = 1
     if weights is not None:
         _check.shape("weights-shape", (n,), weights=weights)
         weights, grid = budget.weights_on_grid(weights, max_weight)
-    survivors = _survivors(participation, n)
+    participation = as_participation(participation, n)
     codec = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), codec)
-    static = _Static(protocol, weights is not None, mean)
-    return _round(static, codec, updates, weights, jnp.float32(grid), session, survivors)
+    static = Static(protocol, weights is not None, mean)
+    return static, (codec, updates, weights, jnp.float32(grid), session, participation)
 
 
-def _survivors(participation, n):
-    if participation is None:
-        return jnp.ones(n, jnp.bool_)
-    _check.shape("participation-shape", (n,), participation=participation)
-    if participation.dtype != jnp.bool_:
-        raise _check.error(
-            "participation-dtype", f"the dtype {participation.dtype.name} of participation", "bool"
-        )
-    return jnp.asarray(participation)
+def _secure(*arguments):
+    static, arguments = _checked(*arguments)
+    return _round(static, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _round(static, codec, updates, weights, grid, session, survivors):
+def _round(static, codec, updates, weights, grid, session, participation):
     """Steps 1 to 14; compiled on its own, so that eager calls do not trace again."""
     n = session.num_clients
-    total, ok = _core(static, codec, updates, weights, session, survivors)
+    total, outcome = core_sum(static, codec, updates, weights, session, participation)
     if static.weighted:
         total, total_weight = total[:-1], total[-1]
     else:
-        total_weight = jnp.sum(survivors, dtype=jnp.int32).astype(jnp.float32)
-    ok = ok & (total_weight > 0)
+        total_weight = jnp.sum(outcome.survivors, dtype=jnp.int32).astype(jnp.float32)
+    ok = outcome.ok & (total_weight > 0)
     total_weight = jnp.where(ok, total_weight, 0.0)
-    ctx = _public_context(session, updates)._replace(
-        survivors=survivors, total_weight=total_weight / grid
+    ctx = public_context(session, updates)._replace(
+        survivors=outcome.survivors, total_weight=total_weight / grid
     )
     value = codec.inverse(total, ctx)
     divisor = jnp.where(ok, total_weight, 1.0) if static.mean else grid
     value = jax.tree.map(lambda leaf: jnp.where(ok, leaf / divisor, 0.0), value)
-    length = ctx.structure.size + static.weighted
-    report = Report(
+    report = empty_report(static.protocol, n, ctx.structure.size + static.weighted)._replace(
         ok=ok,
-        survivors=survivors,
+        survivors=outcome.survivors,
         total_weight=ctx.total_weight,
-        bytes_up=jax.tree.map(jnp.uint32, static.protocol.bytes_up(length, n)),
-        bytes_down=jax.tree.map(jnp.uint32, static.protocol.bytes_down(length, n)),
+        refusals=dict(zip(static.protocol.rules, outcome.refusals)),
+        suspects=outcome.suspects,
     )
     return ctx.structure.cast(value), report
 
 
-def _client_units(codec, update, weight, ctx):
-    """Steps 1 to 4 for one client: float32[D], finite, |units| <= max_weight * max_levels.
+def empty_report(protocol: Protocol, num_clients: int, length: int) -> Report:
+    """The report of no round yet, which has the structure of every other.
 
-    Selecting instead of clipping makes the derivative zero where a coordinate saturated or was
-    not finite.
+    Args:
+        protocol: the protocol.
+        num_clients: the size of the cohort.
+        length: coordinates of the masked vector.
+
+    Example:
+        >>> bool(empty_report(Plain(), num_clients=2, length=3).ok)
+        False
     """
-    units = codec.forward(update, ctx)
-    limit = jnp.float32(codec.max_levels)
-    units = jnp.where(jnp.isfinite(units), units, 0.0)
-    units = jnp.where(units > limit, limit, jnp.where(units < -limit, -limit, units))
-    if weight is None:
-        return units
-    return jnp.concatenate([weight * units, weight[None]])
-
-
-def _public_context(session: Session, updates: Any) -> RoundContext:
-    structure = client_structure(updates, session.num_clients)
-    return RoundContext(session.round_id, session.public_seed, structure=structure)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _core(static, codec, updates, weights, session, survivors):
-    """Steps 1 to 11: the sum of the survivors' words, lifted to float32[D], and ``ok``.
-
-    One client at a time and added as it goes, so that no array of clients times coordinates is
-    made, and no float ever depends on two clients.
-    """
-    protocol, group = static.protocol, static.protocol.group
-    public = _public_context(session, updates)
-
-    def prepare(agreement, client):
-        ctx = public._replace(client=client)
-        return protocol.prepare(agreement, session.client_ids, ctx)
-
-    def rounding_key(secret):
-        return key_schedule.derive_key(
-            secret, key_schedule.ROUNDING, salt=session.public_seed, round_id=session.round_id
-        )
-
-    private = jax.vmap(prepare)(session.agreement, session.client_ids)
-    draws = codec.rounding == "stochastic"
-    rounding_keys = jax.vmap(rounding_key)(session.secrets) if draws else None
-    rows = (updates, weights, session.client_ids, private, rounding_keys, survivors)
-
-    def add_client(i, total):
-        row = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), rows)
-        update, weight, client, private_i, rounding_key_i, alive = row
-        ctx = public._replace(client=client)
-        units = _client_units(codec, update, weight, ctx)
-        words = group.wrap(rounding.round_to_grid(codec.rounding, units, rounding_key_i))
-        upload = protocol.protect(words, private_i, ctx)
-        return group.add(total, jnp.where(alive, upload.words, jnp.uint32(0)))
-
-    length = public.structure.size + static.weighted
-    uploads = _xla.client_loop(session.num_clients, add_client, jnp.zeros(length, jnp.uint32))
-    total = protocol.recover(uploads, public._replace(survivors=survivors))
-    return group.centre_lift(total.words).astype(jnp.float32), total.ok
-
-
-# With y_i the grid units of client i, weights included, the core is
-#     lift( sum over survivors of round(y_i) ),
-# whose expectation under stochastic rounding is  ok * sum over survivors of y_i,  so that
-#     d core = ok * sum over survivors of dy_i.
-# Masks cancel exactly and contribute nothing. The sum is linear in dy, so JAX transposes it to a
-# broadcast: the same cotangent for every survivor.
-@_core.defjvp
-def _core_jvp(static, primals, tangents):
-    _, updates, _, session, survivors = primals
-    total, ok = _core(static, *primals)
-    public = _public_context(session, updates)
-
-    def all_units(codec, updates, weights):
-        def one(update, weight, client):
-            return _client_units(codec, update, weight, public._replace(client=client))
-
-        return jax.vmap(one)(updates, weights, session.client_ids)
-
-    _, units_dot = jax.jvp(all_units, primals[:3], tangents[:3])
-    counted = (survivors & ok).astype(jnp.float32)
-    total_dot = jnp.sum(counted[:, None] * units_dot, axis=0)
-    return (total, ok), (total_dot, np.zeros((), jax.dtypes.float0))
+    cost = protocol.cost(length, num_clients)
+    return Report(
+        ok=jnp.bool_(False),
+        survivors=jnp.zeros(num_clients, jnp.bool_),
+        total_weight=jnp.float32(0),
+        bytes_up={stage: jnp.uint32(count) for stage, count in cost.bytes_up.items()},
+        bytes_down={stage: jnp.uint32(count) for stage, count in cost.bytes_down.items()},
+        refusals={rule: jnp.int32(0) for rule in protocol.rules},
+        suspects=jnp.zeros(num_clients, jnp.bool_),
+    )

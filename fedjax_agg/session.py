@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+import hashlib
 import secrets
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from fedjax_agg import _check
 from fedjax_agg.symmetric import key_schedule
+from fedjax_agg.symmetric.sha256 import sha256
 
 MAX_CLIENTS = 65535
 
@@ -22,7 +25,10 @@ class RoundContext(NamedTuple):
         round_id: uint32[], the number of the round.
         public_seed: uint32[8], the source of all public randomness of the round.
         client: uint32[], the id of the client that calls, 1 to n; None at the server.
+        context_hash: uint8[32], the digest of the model that this client was given; at the
+            server uint8[n, 32], of what it gave to each. None where no context is bound.
         structure: the tree, shapes and dtypes of an update.
+        board: what the server has published to all clients; None before.
         survivors: bool[n], whose uploads are in the sum; None before the uploads.
         total_weight: float32[], the sum of their weights; None before it is known.
 
@@ -36,7 +42,9 @@ class RoundContext(NamedTuple):
     round_id: Any = None
     public_seed: Any = None
     client: Any = None
+    context_hash: Any = None
     structure: Any = None
+    board: Any = None
     survivors: Any = None
     total_weight: Any = None
 
@@ -47,17 +55,21 @@ class Session:
     """The private state of the clients of one cohort in one round.
 
     A pytree, so that it passes through ``jit``, ``vmap`` and ``scan``; the fields of one client
-    are the rows of ``client_ids``, ``secrets`` and ``agreement``. Its ``repr`` shows no secret,
-    but ``jax.tree.leaves(session)`` are the secrets themselves. Make a new one for every round.
+    are the rows of ``client_ids``, ``secrets``, ``agreement`` and ``context``. Its ``repr`` shows
+    no secret, but ``jax.tree.leaves(session)`` are the secrets themselves. Make a new one for
+    every round.
 
     Attributes:
         round_id: uint32[], the number of the round; public.
         public_seed: uint32[8], the source of all public randomness; public.
         client_ids: uint32[n], 1 to n; public.
         secrets: uint32[n, 8], the root of each client's own randomness in this round.
-        agreement: uint32[n, 8], each client's handle on the ideal key agreement: all rows are
-            equal, and the agreement hands client i the key of the pair (i, j) from row i. It
-            stands for a key exchange, and no function of a client or of the server receives it.
+        agreement: uint32[n, 2, 8], each client's handles on two ideal key agreements, of the
+            channels between clients and of their masks: all rows are equal, and the dealer
+            hands client i the secret of the pair (i, j) from row i. They stand for key
+            exchanges, and no function of a client or of the server receives them.
+        context: uint8[n, 32] or None, the digest of the model that each client was given, from
+            ``bind``.
 
     Example:
         >>> session = simulated_session(root_seed(), num_clients=2)
@@ -70,11 +82,40 @@ class Session:
     client_ids: jax.Array
     secrets: jax.Array
     agreement: jax.Array
+    context: jax.Array | None = None
 
     @property
     def num_clients(self) -> int:
         """The number of clients in the cohort."""
         return self.client_ids.shape[-1]
+
+    def bind(self, context_hashes: jax.Array) -> "Session":
+        """The same session for clients that were given these models.
+
+        Masks then depend on the model: clients that were given different ones have masks that
+        do not cancel, so a server that hands out several learns nothing from the sum (Pasquini,
+        Francati and Ateniese, CCS'22).
+
+        Args:
+            context_hashes: uint8[32] from ``context_hash``, or uint8[n, 32] for a server that
+                gives out different models.
+
+        Raises:
+            ValueError: another shape or type.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> session = simulated_session(fixed_seed(0), num_clients=2)
+            >>> session.bind(context_hash({"w": jnp.ones(3)})).context.shape
+            (2, 32)
+        """
+        if jnp.ndim(context_hashes) == 1:
+            _check.array("context-hash", np.uint8, (32,), context_hashes=context_hashes)
+            context_hashes = jnp.broadcast_to(context_hashes, (self.num_clients, 32))
+        _check.array(
+            "context-hash", np.uint8, (self.num_clients, 32), context_hashes=context_hashes
+        )
+        return dataclasses.replace(self, context=context_hashes)
 
     def __repr__(self) -> str:
         return f"Session(num_clients={self.num_clients}, secrets=<redacted>)"
@@ -166,17 +207,47 @@ def simulated_session(
 def _derive_session(seed: jax.Array, round_id: jax.Array, num_clients: int) -> Session:
     """The keys of a session; compiled, so that eager calls do not derive one by one."""
 
-    def derive(label: str, client: jax.Array) -> jax.Array:
+    def derive(label: str, client: jax.Array, second: int = 0) -> jax.Array:
         return key_schedule.derive_key(
-            seed, label, salt=jnp.zeros(8, jnp.uint32), round_id=round_id, first=client
+            seed,
+            label,
+            salt=jnp.zeros(8, jnp.uint32),
+            round_id=round_id,
+            first=client,
+            second=second,
         )
 
     client_ids = jnp.arange(1, num_clients + 1, dtype=jnp.uint32)
     everyone = jnp.uint32(0)
+    handles = jnp.stack([derive(key_schedule.AGREEMENT, everyone, kind) for kind in (0, 1)])
     return Session(
         round_id=round_id,
         public_seed=derive(key_schedule.PUBLIC, everyone),
         client_ids=client_ids,
         secrets=jax.vmap(lambda client: derive(key_schedule.CLIENT, client))(client_ids),
-        agreement=jnp.broadcast_to(derive(key_schedule.AGREEMENT, everyone), (num_clients, 8)),
+        agreement=jnp.broadcast_to(handles, (num_clients, 2, 8)),
     )
+
+
+def context_hash(model: Any) -> jax.Array:
+    """The SHA-256 digest of a model, for ``Session.bind``: what a client checks its masks against.
+
+    Args:
+        model: any pytree of arrays.
+
+    Returns:
+        uint8[32], over the path, shape and dtype of every leaf and over the bytes of all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> context_hash({"w": jnp.ones(3)})[:4]
+        Array([171, 178, 197, 103], dtype=uint8)
+    """
+    header, leaves = "", []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        leaf = jnp.asarray(leaf)
+        header += f"{jax.tree_util.keystr(path)} {leaf.dtype.name}{[*leaf.shape]}\n"
+        words = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+        leaves.append(lax.bitcast_convert_type(words, jnp.uint8).ravel())
+    digest = np.frombuffer(hashlib.sha256(header.encode()).digest(), np.uint8)
+    return sha256(jnp.concatenate([jnp.asarray(digest), *leaves]))

@@ -15,12 +15,15 @@ LEVELS = (
     ("_check", "_xla"),
     ("arithmetic",),
     ("symmetric",),
+    ("sharing",),
     ("structure",),
     ("session", "wire"),
     ("codecs", "rounding", "protocols"),
     ("budget", "diagnostics"),
+    ("stages",),
     ("secure_round",),
     ("secure_aggregate", "plan"),
+    ("costs", "__main__"),
     ("__init__",),
 )
 # Arrows within one level: a codec names its rounding, so it knows the names of the modes.

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_agg.session import RoundContext
 
@@ -60,6 +61,20 @@ class Codec(abc.ABC):
     def bound(self) -> int:
         """The largest magnitude of one unweighted coordinate, for the no-wrap proof."""
         return self.max_levels
+
+
+def saturate(values: jax.Array, limit: Any) -> jax.Array:
+    """The values moved into [-limit, limit], with derivative zero where one was moved.
+
+    ``jnp.clip`` would make it a half or zero at the limit itself, where no value is moved.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.jvp(lambda x: saturate(x, 2.0), (jnp.array([2.0, -5.0]),), (jnp.ones(2),))
+        (Array([ 2., -2.], dtype=float32), Array([1., 0.], dtype=float32))
+    """
+    values = jnp.where(values > limit, limit, values)
+    return jnp.where(values < -limit, -limit, values)
 
 
 def register_codec(cls: CodecClass) -> CodecClass:

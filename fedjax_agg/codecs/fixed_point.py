@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check, rounding
-from fedjax_agg.codecs.codec import Codec, register_codec
+from fedjax_agg.codecs.codec import Codec, register_codec, saturate
 from fedjax_agg.session import RoundContext
 from fedjax_agg.structure import flatten
 
@@ -79,12 +79,10 @@ class FixedPoint(Codec):
         del ctx
         _check.shape("clip", (), clip=jnp.asarray(self.clip))
         _check.shape("levels", (), levels=jnp.asarray(self.levels))
-        clips = self._in_clips(update)
+        clips, levels = self._in_clips(update), jnp.asarray(self.levels, jnp.float32)
         if self.norm == "linf":
-            clips = jnp.where(jnp.abs(clips) <= 1.0, clips, jnp.sign(clips))
-        else:
-            clips = clips * _shrink(clips)
-        return clips * jnp.asarray(self.levels, jnp.float32)
+            return saturate(clips, 1.0) * levels
+        return clips * (_shrink(clips) * levels)
 
     def inverse(self, total: jax.Array, ctx: RoundContext) -> Any:
         """A sum of grid units, float32[D] -> the sum of updates."""
@@ -101,8 +99,8 @@ class FixedPoint(Codec):
         flat = flatten(update)
         # A NaN would spread through the norm to the whole update, and an infinity, before or
         # after the division, would make derivatives NaN.
-        clips = jnp.where(jnp.isfinite(flat), flat, 0.0) * _ratio(1.0, self.clip)
-        return jnp.where(jnp.isfinite(clips), clips, jnp.copysign(_LARGEST, clips))
+        scale = saturate(_ratio(1.0, self.clip), _LARGEST)
+        return saturate(jnp.where(jnp.isfinite(flat), flat, 0.0) * scale, _LARGEST)
 
 
 def _ratio(numerator: Any, denominator: Any) -> jax.Array:

@@ -1,15 +1,16 @@
 """No protection: the output of the ideal functionality, as oracle and fast mode."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_agg import _check
 from fedjax_agg.arithmetic import Ring
-from fedjax_agg.protocols.protocol import Protocol, packed_bytes
+from fedjax_agg.protocols.protocol import Cost, Protocol, packed_bytes
 from fedjax_agg.session import RoundContext
-from fedjax_agg.wire import Total, Upload
+from fedjax_agg.wire import Mail, Total, Upload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +37,15 @@ class Plain(Protocol):
     def __post_init__(self):
         _check.instance("group-type", Ring, group=self.group)
 
-    def prepare(self, agreement: jax.Array, client_ids: jax.Array, ctx: RoundContext) -> None:
-        """Nothing: there are no keys."""
-
     def protect(self, words: jax.Array, private: None, ctx: RoundContext) -> Upload:
         """The words as they are."""
         return Upload(words)
 
-    def recover(self, uploads: jax.Array, ctx: RoundContext) -> Total:
+    def recover(self, uploads: jax.Array, mail: Mapping[str, Mail], ctx: RoundContext) -> Total:
         """The sum as it is, of any set of survivors that is not empty."""
         ok = jnp.any(ctx.survivors)
         return Total(jnp.where(ok, uploads, jnp.uint32(0)), ok)
 
-    def bytes_up(self, length: int, num_clients: int) -> dict[str, int]:
-        """The packed words."""
-        return {"upload": packed_bytes(length, self.group)}
-
-    def bytes_down(self, length: int, num_clients: int) -> dict[str, int]:
-        """Nothing."""
-        return {"upload": 0}
+    def cost(self, length: int, num_clients: int, dropped: int = 0) -> Cost:
+        """The packed words, and no work."""
+        return Cost({"upload": packed_bytes(length, self.group)}, {"upload": 0})

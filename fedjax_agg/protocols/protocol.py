@@ -1,26 +1,85 @@
 """The type of a protocol: what one client does, what the server does, and in which group."""
 
 import abc
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from fedjax_agg import _check
 from fedjax_agg.arithmetic import Ring
 from fedjax_agg.session import RoundContext
-from fedjax_agg.wire import Total, Upload
+from fedjax_agg.wire import Mail, Total, Upload
+
+
+class Exchange(NamedTuple):
+    """One stage of messages between clients, through the server.
+
+    Attributes:
+        name: the stage, one of ``participation.STAGES``.
+        client: ``(private, inbox, ctx) -> (private, outbox)``, for one client. The inbox is what
+            the exchange before it brought, None at first.
+        server: ``(outboxes, sent, ctx) -> inboxes``, for all clients along axis 0. It only
+            routes: what it may use is messages, and bool[n], who sent one.
+        publish: ``(outboxes, sent, ctx) -> board`` or None: what the server shows to everybody
+            from here on, as ``ctx.board``.
+
+    Example:
+        >>> echo = Exchange("share", lambda private, inbox, ctx: (private, inbox), None)
+        >>> echo.name, echo.client("secret", "message", None)
+        ('share', ('secret', 'message'))
+    """
+
+    name: str
+    client: Callable[[Any, Any, RoundContext], tuple[Any, Any]]
+    server: Callable[[Any, jax.Array, RoundContext], Any]
+    publish: Callable[[Any, jax.Array, RoundContext], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one round costs, by stage. Bytes are those of a deployment with X25519 keys.
+
+    Attributes:
+        bytes_up: that one client sends.
+        bytes_down: that one client receives.
+        client_keystream_words: 32-bit words of ChaCha20 that one client generates for masks.
+        client_field_products: multiplications in GF(2^31 - 1) of one client.
+        server_keystream_words: words of ChaCha20 of the server, for all clients.
+        server_field_products: multiplications in GF(2^31 - 1) of the server.
+
+    Example:
+        >>> from fedjax_agg.protocols import Plain
+        >>> Plain().cost(100, num_clients=10)
+        Cost(bytes_up={'upload': 400}, bytes_down={'upload': 0}, client_keystream_words=0, \
+client_field_products=0, server_keystream_words=0, server_field_products=0)
+    """
+
+    bytes_up: Mapping[str, int]
+    bytes_down: Mapping[str, int]
+    client_keystream_words: int = 0
+    client_field_products: int = 0
+    server_keystream_words: int = 0
+    server_field_products: int = 0
 
 
 class Protocol(abc.ABC):
     """A way to sum words without showing them, written for **one party**.
 
     A protocol is a frozen dataclass of public configuration: it compares, hashes and prints as
-    that. The round calls ``prepare`` and ``protect`` for every client and adds the uploads of
-    the survivors in the protocol's group; ``recover`` is the server's and sees nothing else.
+    that. A round runs, in this order and each for every client still taking part: ``join``, the
+    exchanges of ``prepare``, ``receive``, ``protect``, and after the uploads the exchanges of
+    ``respond``. It adds the uploads of the survivors in the protocol's group; ``recover`` is the
+    server's and sees nothing but messages.
 
     Law 1: the recovered words equal the plain sum of the survivors' words bit for bit.
 
     Attributes:
         group: the integers that words, uploads and the total live in.
+        rules: the names of the reasons for which a client refuses to go on.
 
     Example:
         >>> from fedjax_agg.protocols import Plain, SecAgg
@@ -32,40 +91,117 @@ class Protocol(abc.ABC):
     """
 
     group: Ring
+    rules: tuple[str, ...] = ()
 
-    @abc.abstractmethod
-    def prepare(self, agreement: jax.Array, client_ids: jax.Array, ctx: RoundContext) -> Any:
-        """What one client holds before its update exists.
+    def check(self, num_clients: int) -> None:
+        """Raises ValueError where the configuration does not fit a cohort of this size."""
+        del num_clients
+
+    def join(self, secret: jax.Array, ctx: RoundContext) -> Any:
+        """One client's private state at the start, from the root of its randomness, uint32[8]."""
+        del secret, ctx
+
+    def prepare(self, num_clients: int) -> tuple[Exchange, ...]:
+        """The exchanges before the update exists."""
+        del num_clients
+        return ()
+
+    def deal(self, board: Any, agreement: jax.Array, private: Any, ctx: RoundContext) -> Any:
+        """The dealer of the ideal key agreement fills in the board. **Simulation only.**
 
         Args:
-            agreement: uint32[8], this client's handle on the key agreement.
-            client_ids: uint32[n], the cohort.
-            ctx: the public context; ``ctx.client`` is the id of this client.
-
-        Returns:
-            The private state of the client, any pytree of arrays.
+            board: what the server published.
+            agreement: uint32[n, 2, 8], the handles that no client and no server receives.
+            private: the private states of all clients.
+            ctx: the public context.
         """
+        del agreement, private, ctx
+        return board
+
+    def receive(self, private: Any, inbox: Any, ctx: RoundContext) -> Any:
+        """One client takes in what the last exchange of ``prepare`` brought: -> private."""
+        del inbox, ctx
+        return private
 
     @abc.abstractmethod
     def protect(self, words: jax.Array, private: Any, ctx: RoundContext) -> Upload:
         """One client's words, uint32[D] -> its upload."""
 
+    def respond(self, num_clients: int) -> tuple[Exchange, ...]:
+        """The exchanges after the uploads; ``ctx.survivors`` is the set that the server names."""
+        del num_clients
+        return ()
+
+    def refusals(self, private: Any) -> jax.Array:
+        """Which rules one client has found broken: bool[len(rules)]. Any of them silences it."""
+        del private
+        return jnp.zeros(len(self.rules), jnp.bool_)
+
     @abc.abstractmethod
-    def recover(self, uploads: jax.Array, ctx: RoundContext) -> Total:
-        """The server: the sum of the survivors' uploads, uint32[D] -> the sum of their words.
+    def recover(self, uploads: jax.Array, mail: Mapping[str, Mail], ctx: RoundContext) -> Total:
+        """The server: the sum of the survivors' uploads -> the sum of their words.
 
         Args:
             uploads: uint32[D], added in the group over ``ctx.survivors``.
-            ctx: the public context, ``ctx.survivors`` being whose uploads are in the sum.
+            mail: by stage, what clients sent and received.
+            ctx: the public context: the board, and in ``survivors`` whose uploads are in the sum.
         """
 
     @abc.abstractmethod
-    def bytes_up(self, length: int, num_clients: int) -> dict[str, int]:
-        """Bytes that one client sends in each stage for ``length`` words."""
+    def cost(self, length: int, num_clients: int, dropped: int = 0) -> Cost:
+        """What a round costs.
 
-    @abc.abstractmethod
-    def bytes_down(self, length: int, num_clients: int) -> dict[str, int]:
-        """Bytes that one client receives in each stage."""
+        Args:
+            length: coordinates of the masked vector.
+            num_clients: the size of the cohort.
+            dropped: clients that are lost between their shares and their upload.
+        """
+
+
+class Refusals(NamedTuple):
+    """A client's broken rules: in a compiled round it falls silent, on a host it raises.
+
+    Attributes:
+        broken: bool[rules].
+
+    Example:
+        >>> Refusals.none(2).broken.tolist()
+        [False, False]
+    """
+
+    broken: jax.Array
+
+    @classmethod
+    def none(cls, rules: int) -> "Refusals":
+        """No rule broken, of so many."""
+        return cls(jnp.zeros(rules, jnp.bool_))
+
+    def add(self, rules: tuple[str, ...], **found: jax.Array) -> "Refusals":
+        """Notes broken rules, given as ``name=bool[]`` with underscores for hyphens.
+
+        Raises:
+            ValueError: a rule is broken and its flag has a value: one client on a host, whose
+                caller is told which rule the server, or a peer, has broken.
+
+        Example:
+            >>> import jax
+            >>> rules = ("self-seed", "few-shares")
+            >>> note = jax.jit(lambda flag: Refusals.none(2).add(rules, few_shares=flag))
+            >>> note(True).broken.tolist()
+            [False, True]
+        """
+        broken = self.broken
+        for name, flag in found.items():
+            rule = name.replace("_", "-")
+            value = _check.concrete(flag)
+            if value is not None and value.any():
+                raise _check.error(
+                    f"refuse-{rule}", f"the rule {rule}", "kept for a client to answer"
+                )
+            index = rules.index(rule)
+            here = np.arange(len(rules)) == index
+            broken = broken | (flag & jnp.asarray(here))
+        return Refusals(broken)
 
 
 def packed_bytes(length: int, group: Ring) -> int:

@@ -15,13 +15,14 @@ MODES = ("stochastic", "nearest")
 MAX_UNITS = 2**23 - 1
 
 
-def round_to_grid(mode: str, units: jax.Array, key: Any) -> jax.Array:
+def round_to_grid(mode: str, units: jax.Array, key: Any, bound: int = MAX_UNITS) -> jax.Array:
     """Rounds float32[D] to int32[D] by the rule that a codec names.
 
     Args:
         mode: "stochastic" or "nearest".
         units: float32[D] with |units| < 2^23.
         key: uint32[8], the client's rounding key of this round; None for "nearest".
+        bound: what no magnitude exceeds, static; only speed depends on it.
 
     Returns:
         int32[D].
@@ -31,4 +32,4 @@ def round_to_grid(mode: str, units: jax.Array, key: Any) -> jax.Array:
         >>> round_to_grid("nearest", jnp.array([0.6, -0.6]), None)
         Array([ 1, -1], dtype=int32)
     """
-    return stochastic(units, key) if mode == "stochastic" else nearest(units)
+    return stochastic(units, key) if mode == "stochastic" else nearest(units, bound)

@@ -72,7 +72,7 @@ def _block_words(first: list[jax.Array]) -> list[jax.Array]:
     return [a + b for a, b in zip(state, first)]
 
 
-def chacha20_block(key: jax.Array, counter: jax.Array, nonce: jax.Array) -> jax.Array:
+def chacha20_block(key: jax.Array, counter: ArrayLike, nonce: ArrayLike) -> jax.Array:
     """The ChaCha20 block function: RFC 8439, section 2.3.
 
     Args:
@@ -101,7 +101,7 @@ def chacha20_block(key: jax.Array, counter: jax.Array, nonce: jax.Array) -> jax.
     number = _check.concrete(counter)
     if number is not None:
         _check.integer_in("keystream-counter", 0, _BLOCKS - 1, counter=number[()])
-    first = _first_state(list(key), jnp.asarray(counter, jnp.uint32), list(nonce))
+    first = _first_state(list(key), jnp.asarray(counter, jnp.uint32), list(jnp.asarray(nonce)))
     # A loop, because sixteen outputs of unrolled elementwise work take seconds to compile.
     last = lax.fori_loop(0, 10, lambda _, state: _double_round(state), first)
     return jnp.stack(last) + jnp.stack(first)
@@ -135,6 +135,37 @@ def keystream(
     """
     _check.words("key-shape", (8,), key=key)
     return keystream_sum(key[None], jnp.ones(1, jnp.uint32), nonce, length, start)
+
+
+def short_keystream(key: jax.Array, nonce: ArrayLike, length: int) -> jax.Array:
+    """``keystream`` from word 0 on, for some hundred words: block by block.
+
+    It compiles in a third of the time, and ``vmap`` over many keys fills the vector lanes; for
+    long streams ``keystream`` is faster.
+
+    Args:
+        key: uint32[8].
+        nonce: uint32[3].
+        length: the number of words, static.
+
+    Returns:
+        uint32[length].
+
+    Raises:
+        ValueError: wrong shapes, or a length out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zero_key, zero_nonce = jnp.zeros(8, jnp.uint32), jnp.zeros(3, jnp.uint32)
+        >>> [hex(word) for word in short_keystream(zero_key, zero_nonce, 2).tolist()]
+        ['0xade0b876', '0x903df1a0']
+    """
+    _check.words("key-shape", (8,), key=key)
+    _check.words("nonce-shape", (3,), nonce=nonce)
+    length = _check.integer_in("keystream-length", 0, _BLOCKS * WORDS_PER_BLOCK, length=length)
+    counters = jnp.arange(-(-length // WORDS_PER_BLOCK), dtype=jnp.uint32)
+    blocks = jax.vmap(chacha20_block, (None, 0, None))(key, counters, nonce)
+    return blocks.reshape(-1)[:length]
 
 
 def keystream_sum(

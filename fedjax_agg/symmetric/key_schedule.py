@@ -10,6 +10,7 @@ A label ends at its zero byte and everything after it has a fixed length, so no 
 share an info. The labels below are all that the library uses.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
-from fedjax_agg.symmetric.sha256 import DIGEST_BYTES, hkdf_expand, hkdf_extract
+from fedjax_agg.symmetric.octets import bytes_from_words, swap_bytes
+from fedjax_agg.symmetric.sha256 import DIGEST_BYTES, hkdf_block
 
 # What is derived here is part of the wire format: a change needs another version.
 WIRE_VERSION = 1
@@ -30,13 +32,22 @@ PAIR_MASK = "pair-mask"
 # first and second are sender and receiver: each direction has keys of its own.
 SEAL_ENC = "seal-enc"
 SEAL_MAC = "seal-mac"
+ATTEST = "attested"
+# Of the root of one client's randomness in a round. Of one length, so that one program derives
+# them side by side.
+CHANNEL_SECRET = "exchange"
+RECOVERY_SECRET = "recovery"
+SELF_SEED = "own-seed"
+SHARING = "sharings"
+ROUNDING = "rounding"
 # Of a secret of one client.
 SELF_MASK = "self-mask"
-ROUNDING = "rounding"
 # Of the seed of a simulated session; first is the client's id, or 0 for what is common to all.
 CLIENT = "client"
 AGREEMENT = "agreement"
 PUBLIC = "public"
+# Of any seed: who is lost in a simulated round.
+DROPOUTS = "dropouts"
 
 
 def derive_key(
@@ -51,8 +62,7 @@ def derive_key(
 ) -> jax.Array:
     """The key of one purpose, round and pair of parties.
 
-    Under ``vmap``, what does not depend on the mapped arguments is computed once: over
-    ``second`` or ``round_id`` alone, a key costs two compressions of SHA-256; over ``ikm``, six.
+    A key costs eight compressions of SHA-256, and under ``vmap`` over the parties four.
 
     Args:
         ikm: uint32[8], the secret, as little-endian words.
@@ -105,15 +115,15 @@ def derive_keys(
     second: jax.Array | int | None = None,
     context_hash: jax.Array | None = None,
 ) -> jax.Array:
-    """``derive_key`` for several purposes at once, which share the work on the secret.
+    """``derive_key`` for several purposes, one after the other in one program.
 
     Args:
-        ikm: uint32[8], as in ``derive_key``; so are all arguments but ``labels``.
+        ikm: uint32[8], the secret of all, or uint32[m, 8], one for each purpose.
         labels: m >= 1 purposes, labels of one length.
         salt: uint32[8].
         round_id: uint32[] or an integer.
-        first: uint32[], an integer or None.
-        second: uint32[], an integer or None.
+        first: uint32[], an integer or None, for all; or uint32[m], one for each.
+        second: uint32[], an integer or None, for all; or uint32[m].
         context_hash: uint8[32] or None.
 
     Returns:
@@ -132,8 +142,6 @@ def derive_keys(
         >>> bool((keys[1] == derive_key(secret, SEAL_MAC, salt=session, round_id=7)).all())
         True
     """
-    _check.words("key-shape", (8,), ikm=ikm)
-    _check.words("key-shape", (8,), salt=salt)
     for label in labels:
         if not isinstance(label, str) or not re.fullmatch("[a-z0-9-]+", label):
             raise _check.error(
@@ -141,37 +149,50 @@ def derive_keys(
             )
     if len({len(label) for label in labels}) != 1:
         raise _check.error("label", f"labels={labels!r}", "labels of one length, at least one")
-    numbers = (
-        _number("round_id", round_id),
-        _number("first", 0 if first is None else first),
-        _number("second", 0 if second is None else second),
-    )
+    each = (len(labels),) if getattr(ikm, "ndim", 1) == 2 else ()
+    _check.words("key-shape", (*each, 8), ikm=ikm)
+    _check.words("key-shape", (8,), salt=salt)
     if context_hash is not None:
         _check.array("context-hash", np.uint8, (DIGEST_BYTES,), context_hash=context_hash)
-    context = () if context_hash is None else (context_hash,)
-    texts = [f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode() for label in labels]
-    purposes = np.stack([np.frombuffer(text, np.uint8) for text in texts])
-    return _derive(purposes, ikm, salt, numbers, context)
+    numbers = (
+        _number("round_id", round_id),
+        _numbers("first", first, len(labels)),
+        _numbers("second", second, len(labels)),
+    )
+    return _derive(tuple(labels), ikm, salt, numbers, context_hash)
 
 
-# Labels are data: those of one length share one compiled program.
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _derive(
-    purposes: np.ndarray,
+    labels: tuple[str, ...],
     ikm: jax.Array,
     salt: jax.Array,
     numbers: tuple[jax.Array, ...],
-    context: tuple[jax.Array, ...],
+    context_hash: jax.Array | None,
 ) -> jax.Array:
-    upper_half_of_round = np.zeros(4, np.uint8)
-    parties = bytes_from_words(jnp.stack(numbers), "big")
-    prk = hkdf_extract(bytes_from_words(salt), bytes_from_words(ikm))
+    count = len(labels)
+    shapes = ((), (count,), (count,))
+    round_id, first, second = (jnp.broadcast_to(x, shape) for x, shape in zip(numbers, shapes))
+    # The upper half of the round's number is zero.
+    parties = jnp.stack([jnp.zeros_like(first), jnp.broadcast_to(round_id, count), first, second])
+    parties = bytes_from_words(parties.T, "big")
+    context = () if context_hash is None else (context_hash,)
+    salt = swap_bytes(salt)
+    keys = jnp.broadcast_to(swap_bytes(ikm), (count, 8))
 
-    def expand(purpose):
-        info = jnp.concatenate([purpose, upper_half_of_round, parties, *context])
-        return words_from_bytes(hkdf_expand(prk, info, DIGEST_BYTES))
+    def derive(key, purpose, parties):
+        return hkdf_block(key, salt, jnp.concatenate([purpose, parties, *context]))
 
-    return jax.vmap(expand)(purposes)
+    purposes = [
+        np.frombuffer(f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode(), np.uint8)
+        for label in labels
+    ]
+    if count == 1:
+        return swap_bytes(derive(keys[0], purposes[0], parties[0]))[None]
+    # One after the other, so that many labels are no more to compile than one.
+    return swap_bytes(
+        lax.map(lambda row: derive(*row), (keys, jnp.asarray(np.stack(purposes)), parties))
+    )
 
 
 def segment_nonce(segment: int) -> np.ndarray:
@@ -202,3 +223,11 @@ def _number(name: str, value: Any) -> Any:
         return np.uint32(_check.integer_in("identifier", 0, 2**32 - 1, **{name: value}))
     _check.array("identifier", np.uint32, (), **{name: value})
     return value
+
+
+def _numbers(name: str, value: Any, count: int) -> Any:
+    """One number for all purposes, or an array with one for each."""
+    if getattr(value, "ndim", 0) == 1:
+        _check.array("identifier", np.uint32, (count,), **{name: value})
+        return value
+    return _number(name, 0 if value is None else value)

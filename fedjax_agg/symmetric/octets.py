@@ -65,3 +65,18 @@ def bytes_from_words(words: jax.Array, byteorder: str = "little") -> jax.Array:
     words = jnp.asarray(words)
     parts = jnp.stack([words >> np.uint32(shift) for shift in _SHIFTS[byteorder]], axis=-1)
     return parts.astype(jnp.uint8).reshape(*shape[:-1], 4 * shape[-1])
+
+
+def swap_bytes(words: jax.Array) -> jax.Array:
+    """Little-endian words as big-endian ones, and back: uint32[...] -> uint32[...].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> hex(swap_bytes(jnp.uint32(0x01020304)))
+        '0x4030201'
+    """
+    outer = (words << np.uint32(24)) | (words >> np.uint32(24))
+    inner = (words & np.uint32(0xFF00)) << np.uint32(8) | (words >> np.uint32(8)) & np.uint32(
+        0xFF00
+    )
+    return outer | inner

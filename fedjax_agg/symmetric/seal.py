@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.chacha20 import keystream
+from fedjax_agg.symmetric.chacha20 import short_keystream
 from fedjax_agg.symmetric.key_schedule import SEAL_ENC, SEAL_MAC, WIRE_VERSION, derive_keys
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
 from fedjax_agg.symmetric.sha256 import hmac_sha256
@@ -88,10 +88,47 @@ def seal(
         >>> plaintext, bool(ok)
         (Array([5, 6], dtype=uint32), True)
     """
+    keys = _keys(agreed, salt, round_id, sender, receiver)
+    return seal_with(keys, plaintext, round_id=round_id, sender=sender, receiver=receiver)
+
+
+def seal_with(
+    keys: jax.Array,
+    plaintext: jax.Array,
+    *,
+    round_id: jax.Array | int,
+    sender: jax.Array | int,
+    receiver: jax.Array | int,
+) -> Sealed:
+    """``seal`` with the keys of one direction and round, derived before.
+
+    Args:
+        keys: uint32[2, 8], the ``seal-enc`` and the ``seal-mac`` key.
+        plaintext: uint32[k], k >= 1.
+        round_id: uint32[] or an integer.
+        sender: uint32[] or an integer.
+        receiver: uint32[] or an integer.
+
+    Returns:
+        The sealed message.
+
+    Raises:
+        ValueError: an argument of another shape, type or range.
+
+    Formal Guarantees:
+        Those of ``seal``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> keys = jnp.zeros((2, 8), jnp.uint32)
+        >>> sealed = seal_with(keys, jnp.array([5], jnp.uint32), round_id=7, sender=1, receiver=2)
+        >>> open_with(keys, sealed, round_id=7, sender=1, receiver=2)[0]
+        Array([5], dtype=uint32)
+    """
+    _check.words("seal-keys", (2, 8), keys=keys)
     _require_message(plaintext=plaintext)
-    encryption, authentication = _keys(agreed, salt, round_id, sender, receiver)
-    ciphertext = _crypt(encryption, plaintext)
-    return Sealed(ciphertext, _tag(authentication, ciphertext, round_id, sender, receiver))
+    ciphertext = _crypt(keys[0], plaintext)
+    return Sealed(ciphertext, _tag(keys[1], ciphertext, round_id, sender, receiver))
 
 
 def open_sealed(
@@ -136,19 +173,57 @@ def open_sealed(
         >>> replayed, bool(ok)
         (Array([0, 0], dtype=uint32), False)
     """
+    keys = _keys(agreed, salt, round_id, sender, receiver)
+    return open_with(keys, sealed, round_id=round_id, sender=sender, receiver=receiver)
+
+
+def open_with(
+    keys: jax.Array,
+    sealed: Sealed,
+    *,
+    round_id: jax.Array | int,
+    sender: jax.Array | int,
+    receiver: jax.Array | int,
+) -> tuple[jax.Array, jax.Array]:
+    """``open_sealed`` with the keys of one direction and round, derived before.
+
+    Args:
+        keys: uint32[2, 8], the ``seal-enc`` and the ``seal-mac`` key.
+        sealed: what arrived.
+        round_id: uint32[] or an integer.
+        sender: uint32[] or an integer.
+        receiver: uint32[] or an integer.
+
+    Returns:
+        The plaintext, uint32[k], zeros where refused, and whether it was accepted, bool[].
+
+    Raises:
+        ValueError: an argument of another shape, type or range.
+
+    Formal Guarantees:
+        Those of ``seal``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> keys = jnp.zeros((2, 8), jnp.uint32)
+        >>> sealed = seal_with(keys, jnp.array([5], jnp.uint32), round_id=7, sender=1, receiver=2)
+        >>> reflected = open_with(keys, sealed, round_id=7, sender=2, receiver=1)
+        >>> bool(reflected[1])
+        False
+    """
+    _check.words("seal-keys", (2, 8), keys=keys)
     ciphertext, tag = sealed
     _require_message(**{"sealed.ciphertext": ciphertext})
     _check.words("tag-shape", (8,), **{"sealed.tag": tag})
-    encryption, authentication = _keys(agreed, salt, round_id, sender, receiver)
-    expected = _tag(authentication, ciphertext, round_id, sender, receiver)
+    expected = _tag(keys[1], ciphertext, round_id, sender, receiver)
     ok = jnp.all(tag == expected)
-    return jnp.where(ok, _crypt(encryption, ciphertext), jnp.uint32(0)), ok
+    return jnp.where(ok, _crypt(keys[0], ciphertext), jnp.uint32(0)), ok
 
 
-def _keys(agreed, salt, round_id, sender, receiver) -> tuple[jax.Array, jax.Array]:
-    """The encryption and the authentication key of one direction and round."""
+def _keys(agreed, salt, round_id, sender, receiver) -> jax.Array:
+    """The encryption and the authentication key of one direction and round: uint32[2, 8]."""
     _check.words("key-shape", (8,), agreed=agreed)
-    encryption, authentication = derive_keys(
+    return derive_keys(
         agreed,
         (SEAL_ENC, SEAL_MAC),
         salt=salt,
@@ -156,13 +231,12 @@ def _keys(agreed, salt, round_id, sender, receiver) -> tuple[jax.Array, jax.Arra
         first=sender,
         second=receiver,
     )
-    return encryption, authentication
 
 
 @jax.jit
 def _crypt(key: jax.Array, words: jax.Array) -> jax.Array:
     # The nonce can be constant because the key is used for one message only.
-    return words ^ keystream(key, np.zeros(3, np.uint32), words.shape[0])
+    return words ^ short_keystream(key, np.zeros(3, np.uint32), words.shape[0])
 
 
 def _tag(key: jax.Array, ciphertext: jax.Array, round_id, sender, receiver) -> jax.Array:

@@ -1,8 +1,7 @@
 """SHA-256, HMAC and HKDF in ``uint32`` arithmetic (FIPS 180-4, RFC 2104, RFC 5869).
 
 A byte string is a ``uint8`` array of one axis, whose length is static. Every function takes one
-message; ``jax.vmap`` makes it many, and what the messages share is then computed once: with one
-key for all of them, HMAC costs two compressions a message of up to 55 bytes.
+message; ``jax.vmap`` makes it many.
 
 The digests are the same bits on every platform, with and without JAX's 64-bit types. No control
 flow depends on data; whether the machine then runs in constant time is not ours to promise.
@@ -17,40 +16,19 @@ from jax import lax
 
 from fedjax_agg import _check
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
+from fedjax_agg.symmetric.sha256_block import (
+    INITIAL_STATE,
+    WORDS_PER_BLOCK,
+    compress,
+    constants,
+)
 
 DIGEST_BYTES = 32
 _BLOCK_BYTES = 64
-_WORDS_PER_BLOCK = 16
-_ROUNDS = 64
-# With four rounds to a step, a step renews every register and moves the message schedule by
-# whole quarters. One round a step spends its time moving words; eight and more are slow to
-# compile, and a CPU then computes common parts once for every output.
-_ROUNDS_PER_STEP = 4
 
 
-def _constants(text: str) -> np.ndarray:
-    return np.array([int(word, 16) for word in text.split()], np.uint32)
-
-
-# FIPS 180-4, section 5.3.3.
-_INITIAL_STATE = _constants(
-    "6a09e667 bb67ae85 3c6ef372 a54ff53a 510e527f 9b05688c 1f83d9ab 5be0cd19"
-)
-# FIPS 180-4, section 4.2.2.
-_ROUND_CONSTANTS = _constants(
-    """
-    428a2f98 71374491 b5c0fbcf e9b5dba5 3956c25b 59f111f1 923f82a4 ab1c5ed5
-    d807aa98 12835b01 243185be 550c7dc3 72be5d74 80deb1fe 9bdc06a7 c19bf174
-    e49b69c1 efbe4786 0fc19dc6 240ca1cc 2de92c6f 4a7484aa 5cb0a9dc 76f988da
-    983e5152 a831c66d b00327c8 bf597fc7 c6e00bf3 d5a79147 06ca6351 14292967
-    27b70a85 2e1b2138 4d2c6dfc 53380d13 650a7354 766a0abb 81c2c92e 92722c85
-    a2bfe8a1 a81a664b c24b8b70 c76c51a3 d192e819 d6990624 f40e3585 106aa070
-    19a4c116 1e376c08 2748774c 34b0bcb5 391c0cb3 4ed8aa4a 5b9cca4f 682e6ff3
-    748f82ee 78a5636f 84c87814 8cc70208 90befffa a4506ceb bef9a3f7 c67178f2
-    """
-)
 # The end of every outer HMAC message, 64 + 32 bytes = 768 bits: FIPS 180-4, section 5.1.1.
-_OUTER_PADDING = _constants("80000000 0 0 0 0 0 0 300")
+_OUTER_PADDING = constants("80000000 0 0 0 0 0 0 300")
 _INNER_PAD = np.uint32(0x36363636)
 _OUTER_PAD = np.uint32(0x5C5C5C5C)
 
@@ -128,9 +106,6 @@ def hkdf_extract(salt: jax.Array, ikm: jax.Array) -> jax.Array:
 def hkdf_expand(prk: jax.Array, info: jax.Array, length: int) -> jax.Array:
     """Output keying material of a pseudorandom key: RFC 5869, section 2.3.
 
-    Under ``vmap`` over ``info`` alone the key's part is computed once: with one 32-byte block of
-    output and at most 54 bytes of info, two compressions are left for each info.
-
     Args:
         prk: uint8[p], p >= 32, from ``hkdf_extract``.
         info: uint8[n], what the output is for.
@@ -182,61 +157,6 @@ def hkdf(ikm: jax.Array, salt: jax.Array, info: jax.Array, length: int) -> jax.A
     return hkdf_expand(hkdf_extract(salt, ikm), info, length)
 
 
-def _rotate_right(x: jax.Array, amount: int) -> jax.Array:
-    return (x >> np.uint32(amount)) | (x << np.uint32(32 - amount))
-
-
-def _small_sigma_0(x):
-    return _rotate_right(x, 7) ^ _rotate_right(x, 18) ^ (x >> np.uint32(3))
-
-
-def _small_sigma_1(x):
-    return _rotate_right(x, 17) ^ _rotate_right(x, 19) ^ (x >> np.uint32(10))
-
-
-def _round(registers, scheduled):
-    """One round, given W_t + K_t: FIPS 180-4, section 6.2.2, step 3."""
-    a, b, c, d, e, f, g, h = registers
-    sum_1 = _rotate_right(e, 6) ^ _rotate_right(e, 11) ^ _rotate_right(e, 25)
-    sum_0 = _rotate_right(a, 2) ^ _rotate_right(a, 13) ^ _rotate_right(a, 22)
-    choice = g ^ (e & (f ^ g))
-    majority = (a & b) | (c & (a | b))
-    t1 = h + sum_1 + choice + scheduled
-    return t1 + sum_0 + majority, a, b, c, d + t1, e, f, g
-
-
-def _next_quarter(quarters):
-    """The next four words of the schedule: FIPS 180-4, section 6.2.2, step 1.
-
-    W_t = s1(W_{t-2}) + W_{t-7} + s0(W_{t-15}) + W_{t-16}, two words at a time, since a word
-    depends on the one two places before it.
-    """
-    q0, q1, q2, q3 = quarters
-    early = _small_sigma_1(q3[2:]) + q2[1:3] + _small_sigma_0(q0[1:3]) + q0[:2]
-    seven_before = jnp.concatenate([q2[3:], q3[:1]])
-    fifteen_before = jnp.concatenate([q0[3:], q1[:1]])
-    late = _small_sigma_1(early) + seven_before + _small_sigma_0(fifteen_before) + q0[2:]
-    return jnp.concatenate([early, late])
-
-
-@jax.jit
-def _compress(state: jax.Array, block: jax.Array) -> jax.Array:
-    """The compression function, uint32[8] and uint32[16] to uint32[8]: section 6.2.2."""
-
-    def four_rounds(carry, constants):
-        registers, quarters = carry
-        scheduled = constants + quarters[0]
-        rounds = tuple(registers)
-        for i in range(_ROUNDS_PER_STEP):
-            rounds = _round(rounds, scheduled[i])
-        return (jnp.stack(rounds), (*quarters[1:], _next_quarter(quarters))), None
-
-    quarters = tuple(block.reshape(4, _ROUNDS_PER_STEP))
-    constants = _ROUND_CONSTANTS.reshape(_ROUNDS // _ROUNDS_PER_STEP, _ROUNDS_PER_STEP)
-    (registers, _), _ = lax.scan(four_rounds, (state, quarters), constants)
-    return state + registers
-
-
 def _padded(message: jax.Array, bytes_before: int) -> jax.Array:
     """The blocks of a message, uint8[n] to uint32[blocks, 16]: FIPS 180-4, section 5.1.1."""
     length = message.shape[0]
@@ -244,64 +164,113 @@ def _padded(message: jax.Array, bytes_before: int) -> jax.Array:
     padding[0] = 0x80
     padding[-8:] = (8 * (bytes_before + length)).to_bytes(8, "big")
     padded = jnp.concatenate([message, np.frombuffer(bytes(padding), np.uint8)])
-    return words_from_bytes(padded, "big").reshape(-1, _WORDS_PER_BLOCK)
+    return words_from_bytes(padded, "big").reshape(-1, WORDS_PER_BLOCK)
 
 
 @jax.jit
 def _sha256(message: jax.Array) -> jax.Array:
     def absorb(state, block):
-        return _compress(state, block), None
+        return compress(state, block), None
 
-    state, _ = lax.scan(absorb, jnp.asarray(_INITIAL_STATE), _padded(message, 0))
-    return bytes_from_words(state, "big")
-
-
-@jax.jit
-def _hmac_states(key: jax.Array) -> jax.Array:
-    """The key's share of an HMAC: the states after its inner and its outer pad, uint32[2, 8]."""
-    if key.shape[0] > _BLOCK_BYTES:
-        key = _sha256(key)
-    padding = np.zeros(_BLOCK_BYTES - key.shape[0], np.uint8)
-    block = words_from_bytes(jnp.concatenate([key, padding]), "big")
-    pads = jnp.stack([block ^ _INNER_PAD, block ^ _OUTER_PAD])
-    return jax.vmap(_compress, (None, 0))(jnp.asarray(_INITIAL_STATE), pads)
-
-
-@jax.jit
-def _hmac_finish(states: jax.Array, message: jax.Array) -> jax.Array:
-    """The message's share of an HMAC: uint32[2, 8] and uint8[n] to uint8[32].
-
-    The outer hash is one more step of the loop over the inner hash's blocks, which halves what
-    there is to compile.
-    """
-    blocks = _padded(message, _BLOCK_BYTES)
-    blocks = jnp.concatenate([blocks, jnp.zeros((1, _WORDS_PER_BLOCK), jnp.uint32)])
-    is_outer = np.arange(blocks.shape[0]) == blocks.shape[0] - 1
-
-    def absorb(state, step):
-        block, outer = step
-        block = jnp.where(outer, jnp.concatenate([state, _OUTER_PADDING]), block)
-        return _compress(jnp.where(outer, states[1], state), block), None
-
-    state, _ = lax.scan(absorb, states[0], (blocks, is_outer))
+    state, _ = lax.scan(absorb, jnp.asarray(INITIAL_STATE), _padded(message, 0))
     return bytes_from_words(state, "big")
 
 
 @jax.jit
 def _hmac(key: jax.Array, message: jax.Array) -> jax.Array:
-    return _hmac_finish(_hmac_states(key), message)
+    """RFC 2104, section 2, as one loop of compressions: inner pad, message, outer pad, digest.
+
+    One loop, and no state kept between calls, because each place that compresses is half a second
+    of compilation.
+    """
+    if key.shape[0] > _BLOCK_BYTES:
+        key = _sha256(key)
+    padding = np.zeros(_BLOCK_BYTES - key.shape[0], np.uint8)
+    block = words_from_bytes(jnp.concatenate([key, padding]), "big")
+    inner, outer = block ^ _INNER_PAD, block ^ _OUTER_PAD
+    nothing = jnp.zeros(WORDS_PER_BLOCK, jnp.uint32)
+    blocks = jnp.stack([inner, *_padded(message, _BLOCK_BYTES), outer, nothing])
+    initial = jnp.asarray(INITIAL_STATE)
+    count = blocks.shape[0]
+
+    def absorb(carry, step):
+        state, digest = carry
+        block, is_outer, is_last = step
+        digest = jnp.where(is_outer, state, digest)
+        block = jnp.where(is_last, jnp.concatenate([digest, _OUTER_PADDING]), block)
+        return (compress(jnp.where(is_outer, initial, state), block), digest), None
+
+    steps = (blocks, np.arange(count) == count - 2, np.arange(count) == count - 1)
+    (state, _), _ = lax.scan(absorb, (initial, initial), steps)
+    return bytes_from_words(state, "big")
+
+
+@jax.jit
+def hkdf_block(ikm: jax.Array, salt: jax.Array, info: jax.Array) -> jax.Array:
+    """HKDF with 32 bytes of salt, of keying material and of output: RFC 5869, section 2.
+
+    The two HMACs are one loop of compressions, so that a key is one such loop to compile and not
+    four.
+
+    Args:
+        ikm: uint32[8], big-endian words.
+        salt: uint32[8], big-endian words.
+        info: uint8[n], what the output is for.
+
+    Returns:
+        uint32[8], big-endian words.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zeros, nothing = jnp.zeros(8, jnp.uint32), jnp.zeros(0, jnp.uint8)
+        >>> key = hkdf(bytes_from_words(zeros), bytes_from_words(zeros), nothing, 32)
+        >>> bool((words_from_bytes(key, "big") == hkdf_block(zeros, zeros, nothing)).all())
+        True
+    """
+    padding = np.zeros(8, np.uint32)
+    key = jnp.concatenate([salt, padding])
+    nothing = jnp.zeros(WORDS_PER_BLOCK, jnp.uint32)
+    message = _padded(jnp.concatenate([info, np.ones(1, np.uint8)]), _BLOCK_BYTES)
+    literal = [key ^ _INNER_PAD, jnp.concatenate([ikm, _OUTER_PADDING]), key ^ _OUTER_PAD]
+    blocks = jnp.stack([*literal, nothing, nothing, *message, nothing, nothing])
+    # What each step compresses: a block as it is, the digest of the inner hash, or the
+    # pseudorandom key with one of HMAC's pads. A pad begins a hash.
+    literally, digest, inner_pad, outer_pad = range(4)
+    first = [literally] * 3 + [digest, inner_pad] + [literally] * len(message)
+    kinds = np.array([*first, outer_pad, digest], np.int32)
+    begins = np.isin(np.arange(len(kinds)), [0, 2, 4, len(kinds) - 2])
+    extracted = np.arange(len(kinds)) == 3
+    initial = jnp.asarray(INITIAL_STATE)
+
+    def absorb(carry, step):
+        state, inner, prk = carry
+        block, kind, begin, is_prk = step
+        inner = jnp.where(begin, state, inner)
+        padded = jnp.concatenate([prk, padding])
+        block = lax.select_n(
+            jnp.broadcast_to(kind, block.shape),
+            block,
+            jnp.concatenate([inner, _OUTER_PADDING]),
+            padded ^ _INNER_PAD,
+            padded ^ _OUTER_PAD,
+        )
+        state = compress(jnp.where(begin, initial, state), block)
+        return (state, inner, jnp.where(is_prk, state, prk)), None
+
+    steps = (blocks, kinds, begins, extracted)
+    (state, _, _), _ = lax.scan(absorb, (initial, initial, initial), steps)
+    return state
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _expand(prk: jax.Array, info: jax.Array, length: int) -> jax.Array:
     """T(1) || T(2) || ..., T(i) = HMAC(prk, T(i-1) || info || i): RFC 5869, section 2.3."""
-    states = _hmac_states(prk)
-    first = _hmac_finish(states, jnp.concatenate([info, np.ones(1, np.uint8)]))
+    first = _hmac(prk, jnp.concatenate([info, np.ones(1, np.uint8)]))
     if length <= DIGEST_BYTES:
         return first[:length]
 
     def following(previous, counter):
-        digest = _hmac_finish(states, jnp.concatenate([previous, info, counter[None]]))
+        digest = _hmac(prk, jnp.concatenate([previous, info, counter[None]]))
         return digest, digest
 
     counters = np.arange(2, -(-length // DIGEST_BYTES) + 1, dtype=np.uint8)

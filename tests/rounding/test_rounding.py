@@ -250,6 +250,17 @@ def test_nearest_equals_numpy_rint(jit_or_not):
     assert (np.abs(np.asarray(found) - units.astype(np.float64)) <= 0.5).all()
 
 
+@pytest.mark.parametrize("bound", [1, 100, 2**22 - 1, 2**22, LARGEST])
+def test_nearest_is_the_same_for_every_bound(bound, jit_or_not):
+    """Up to the bound and with its halves, on both sides of where the method changes."""
+    halves = np.arange(2 * bound, 2 * bound - 400, -1) / 2
+    units = np.concatenate([awkward(4096, 13) * (bound / LARGEST), halves, -halves])
+    units = units[np.abs(units) <= bound].astype(np.float32)
+    found = jit_or_not(lambda units: nearest(units, bound))(jnp.asarray(units))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, np.rint(units))
+
+
 def test_mode_chooses_the_rule():
     units, key = jnp.asarray(awkward(100, 12)), jnp.asarray(key_of(12))
     by_mode = {mode: rounding.round_to_grid(mode, units, key) for mode in rounding.MODES}

@@ -1,0 +1,1 @@
+"""Who shares what with whom: graphs of neighbours, and shares of secrets."""
