@@ -59,26 +59,35 @@ def _round(registers, scheduled):
     return t1 + sum_0 + majority, a, b, c, d + t1, e, f, g
 
 
-def _rounds(state: Sequence[jax.Array], block: Sequence[jax.Array]) -> list[jax.Array]:
-    """The compression function on 8 and 16 arrays of one shape: FIPS 180-4, section 6.2.2."""
+def _rounds(state: Sequence[jax.Array], block: jax.Array) -> list[jax.Array]:
+    """The compression function: 8 arrays of one shape and [16, *shape] to 8 arrays.
+
+    A word of the schedule is made when it is used, from the sixteen words before it:
+
+        W_t = s1(W_{t-2}) + W_{t-7} + s0(W_{t-15}) + W_{t-16},  t >= 16: section 6.2.2, step 1.
+    """
     round_constants = jnp.asarray(_ROUND_CONSTANTS.reshape(-1, _ROUNDS_PER_STEP))
+    words_of_step = block.reshape(-1, _ROUNDS_PER_STEP, *block.shape[1:])
 
     def some_rounds(i, carry):
         registers, schedule = carry
         constants = lax.dynamic_index_in_dim(round_constants, i, keepdims=False)
+        # The index is clamped where the block is used up.
+        given = lax.dynamic_index_in_dim(words_of_step, i, keepdims=False)
         schedule = list(schedule)
         for t in range(_ROUNDS_PER_STEP):
-            registers = _round(registers, schedule[t] + constants[t])
-            # W_t = s1(W_{t-2}) + W_{t-7} + s0(W_{t-15}) + W_{t-16}: section 6.2.2, step 1.
-            schedule.append(
+            made = (
                 _small_sigma_1(schedule[t + 14])
                 + schedule[t + 9]
                 + _small_sigma_0(schedule[t + 1])
                 + schedule[t]
             )
+            word = jnp.where(i < WORDS_PER_BLOCK // _ROUNDS_PER_STEP, given[t], made)
+            registers = _round(registers, word + constants[t])
+            schedule.append(word)
         return registers, tuple(schedule[_ROUNDS_PER_STEP:])
 
-    carry = tuple(state), tuple(block)
+    carry = tuple(state), (jnp.zeros_like(state[0]),) * WORDS_PER_BLOCK
     registers, _ = lax.fori_loop(0, _ROUNDS // _ROUNDS_PER_STEP, some_rounds, carry)
     return [before + after for before, after in zip(state, registers)]
 
@@ -100,7 +109,7 @@ def compress(state: jax.Array, block: jax.Array) -> jax.Array:
         >>> hex(compress(jnp.asarray(INITIAL_STATE), abc)[0])
         '0xba7816bf'
     """
-    return jnp.stack(_rounds(tuple(state), tuple(block)))
+    return jnp.stack(_rounds(tuple(state), block))
 
 
 # Under vmap every word is one vector over all messages, whatever the nesting: words that lie side
@@ -109,7 +118,7 @@ def compress(state: jax.Array, block: jax.Array) -> jax.Array:
 @jax.custom_batching.custom_vmap
 def _compress_all(states: jax.Array, blocks: jax.Array) -> jax.Array:
     """The same for many messages: uint32[m, 8] and uint32[m, 16] to uint32[m, 8]."""
-    return jnp.stack(_rounds(tuple(states.T), tuple(blocks.T)), axis=1)
+    return jnp.stack(_rounds(tuple(states.T), blocks.T), axis=1)
 
 
 @compress.def_vmap
