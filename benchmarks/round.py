@@ -216,7 +216,8 @@ def _secagg(n, d):
 
     def keystreams(keys, signs):
         nonce = jnp.zeros(3, jnp.uint32)
-        return jax.vmap(lambda key, sign: keystream_sum(key, sign, nonce, d))(keys, signs)
+        of_clients = jax.vmap(lambda key, sign: keystream_sum(key, sign, nonce, d))(keys, signs)
+        return of_clients, keystream_sum(keys[0], signs[0], nonce, d)
 
     masked, compiled = _compile(masked_round, _shapes(n, d), **options)
     pair_keys = jax.eval_shape(lambda: _pair_keys(n))
@@ -225,7 +226,7 @@ def _secagg(n, d):
 
 
 def _pair_keys(n):
-    """n keys and signs for each of n clients; the own key counts too, with coefficient zero."""
+    """n keys and signs for each of n clients: its n - 1 pairs and its own."""
     import jax.numpy as jnp
 
     keys = jnp.arange(n * n * 8, dtype=jnp.uint32).reshape(n, n, 8) * jnp.uint32(2654435761)

@@ -15,6 +15,7 @@ arithmetic, and protects nothing from the machine that runs it.
 
 from fedjax_agg._xla import compiler_options
 from fedjax_agg.codecs import Codec, FixedPoint
+from fedjax_agg.costs import compare_costs
 from fedjax_agg.participation import Participation, drop_clients
 from fedjax_agg.plan import Plan, plan_round
 from fedjax_agg.protocols import Exchange, Plain, Protocol, SecAgg
@@ -44,6 +45,7 @@ __all__ = [
     "Session",
     "Transcript",
     "apply_if_ok",
+    "compare_costs",
     "compiler_options",
     "drop_clients",
     "fixed_seed",

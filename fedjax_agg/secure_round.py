@@ -189,16 +189,19 @@ def transcript(
     static, arguments = _checked(
         True, updates, session, codec, protocol, weights, max_weight, participation
     )
-    _, report = _round(static, *arguments)
-    codec, updates, weights, _, session, participation = arguments
-    total, kept = _kept(static, codec, updates, weights, session, participation)
-    return Transcript(total=total, updates=updates, report=report, **kept)
+    kept, mean, report = _kept(static, *arguments)
+    return Transcript(mean=mean, updates=updates, report=report, **kept)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _kept(static, *arguments):
-    total, _, kept = run_stages(static, *arguments, keep=True)
-    return total, kept
+def _kept(static, codec, updates, weights, grid, session, participation):
+    """A round of which everything is kept."""
+    total, outcome, kept = run_stages(
+        static, codec, updates, weights, session, participation, keep=True
+    )
+    lifted = static.protocol.group.centre_lift(total.words).astype(jnp.float32)
+    mean, report = _opened(static, codec, updates, grid, session, lifted, outcome)
+    return kept | {"total": total}, mean, report
 
 
 def _checked(mean, updates, session, codec, protocol, weights, max_weight, participation):
@@ -229,8 +232,13 @@ def _secure(*arguments):
 @functools.partial(jax.jit, static_argnums=0)
 def _round(static, codec, updates, weights, grid, session, participation):
     """Steps 1 to 14; compiled on its own, so that eager calls do not trace again."""
-    n = session.num_clients
     total, outcome = core_sum(static, codec, updates, weights, session, participation)
+    return _opened(static, codec, updates, grid, session, total, outcome)
+
+
+def _opened(static, codec, updates, grid, session, total, outcome):
+    """Steps 12 to 14: the lifted total, float32[D], as the sum or mean, and the report."""
+    n = session.num_clients
     if static.weighted:
         total, total_weight = total[:-1], total[-1]
     else:

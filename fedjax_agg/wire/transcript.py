@@ -85,6 +85,7 @@ class Transcript(NamedTuple):
         keys: the clients' private states when they joined.
         private: their states before the upload.
         updates: the updates.
+        mean: what ``secure_mean`` returns.
         report: the ``Report``.
 
     Example:
@@ -108,6 +109,7 @@ class Transcript(NamedTuple):
     keys: Any
     private: Any
     updates: Any
+    mean: Any
     report: Any
 
     def view(self, *, server: bool = False, clients: Sequence[int] = ()) -> View:
