@@ -351,9 +351,7 @@ def main(arguments=None):
         parser.error(str(problem))
     log(str(plan))
     experiment = make_experiment(definition, data, plan, options.seed)
-    accuracies, gaps, times, report, (words, upload) = train(
-        options, plan, params, experiment, log
-    )
+    accuracies, gaps, times, report, (words, upload) = train(options, plan, params, experiment, log)
 
     masked, unmasked = (float(np.median(times[kind])) for kind in ("masked", "unmasked"))
     result = {

@@ -95,7 +95,8 @@ REMEDIES = {
     "graph-rates": "no threshold is above those who may collude and below those who are left: "
     "assume fewer of either",
     "num-holders": "a share point is a slot plus one, in 16 bits: take 1 to 65535 holders",
-    "threshold": "any threshold of the holders recover the secret: choose 1 to their number",
+    "threshold": "so many holders of shares, in SecAgg the neighbours of a client, recover a "
+    "secret: choose 1 to their number",
     "min-survivors": "no client helps to unmask the sum of fewer: choose 2 to the size of the "
     "cohort",
     "refuse-own-keys": "the list of the server lacks this client's keys, has others, or has them "

@@ -13,6 +13,6 @@ def any_session(num_clients, number=0):
     def words(*shape):
         return jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
 
-    agreement = jnp.broadcast_to(words(8), (num_clients, 8))
+    agreement = jnp.broadcast_to(words(2, 8), (num_clients, 2, 8))
     client_ids = jnp.arange(1, num_clients + 1, dtype=jnp.uint32)
     return fa.Session(jnp.uint32(number), words(8), client_ids, words(num_clients, 8), agreement)

@@ -5,14 +5,19 @@ Abstract interpretation. Every value gets a ``Taint``:
 * ``level`` NONE: depends on no client's data. ROWS: the slice at index i along ``where`` depends on
   client i alone. ONE: depends on a single client, which ``where`` identifies. ALONE: each element
   depends on at most one client, it is not known which. MANY: elements that mix clients.
-* ``masked``: integers that hold client data, to which a value from pair keys, and from no client's
-  data, was added as integers.
-* ``keys``: which private keys of a session ("pair", "secret") it depends on, uploads aside.
+* ``masked``: integers that hold client data, to which a value from private keys, and from no
+  client's data, was added as integers.
+* ``keys``: which private keys of a session ("pair", "secret") it depends on, messages aside.
+
+A *message* is what a party sends: it loses its ``keys``, as a ciphertext, a share or a public key
+is the receiver's to hold. It keeps its level, so an upload is still its client's. Where messages
+are sent is for the caller to say, by ``message`` or with a ``Marked`` protocol; that they are safe
+to send is not for this walk to tell.
 
 A value is *mixed* where an equation brings two clients together. That is allowed to integers
 only, and where ``masks_required`` to sums of masked integers only. Everything else is a violation,
-and so is a float that combines such a sum with one client's data again. Uploads add up to a mixed
-value, which loses the ``keys`` of its clients: a key that shows in a result came another way.
+and so is a float that combines such a sum with one client's data again. A key that shows in a
+result came there past the messages.
 
 Every sub-jaxpr is entered. A primitive that holds one and is not known here raises
 ``NotImplementedError``; any other unknown primitive is taken to mix whatever rows it is given.
@@ -25,6 +30,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+import fedjax_agg as fa
 
 NONE, ONE, ROWS, ALONE, MANY = "none", "one", "rows", "alone", "many"
 
@@ -92,6 +99,71 @@ def session_taint(session):
         secrets=SECRETS,
         agreement=PAIR_KEYS,
     )
+
+
+def message(tree):
+    """The same arrays, sent: for the walk they are no secrets any more."""
+    return jax.tree.map(_message, tree)
+
+
+@jax.jit
+def _message(array):
+    return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked(fa.Protocol):
+    """A protocol whose messages are marked: outboxes, uploads, silence, and what the dealer posts.
+
+    The dealer stands for key exchanges, whose public keys everybody sees.
+    """
+
+    protocol: fa.Protocol
+
+    @property
+    def group(self):
+        return self.protocol.group
+
+    @property
+    def rules(self):
+        return self.protocol.rules
+
+    def check(self, num_clients):
+        self.protocol.check(num_clients)
+
+    def join(self, secret, ctx):
+        return self.protocol.join(secret, ctx)
+
+    def prepare(self, num_clients):
+        return tuple(map(self._marked, self.protocol.prepare(num_clients)))
+
+    def deal(self, board, agreement, private, ctx):
+        return message(self.protocol.deal(board, agreement, private, ctx))
+
+    def receive(self, private, inbox, ctx):
+        return self.protocol.receive(private, inbox, ctx)
+
+    def protect(self, words, private, ctx):
+        return message(self.protocol.protect(words, private, ctx))
+
+    def respond(self, num_clients):
+        return tuple(map(self._marked, self.protocol.respond(num_clients)))
+
+    def refusals(self, private):
+        return message(self.protocol.refusals(private))
+
+    def recover(self, uploads, mail, ctx):
+        return self.protocol.recover(uploads, mail, ctx)
+
+    def cost(self, length, num_clients, dropped=0):
+        return self.protocol.cost(length, num_clients, dropped)
+
+    def _marked(self, exchange):
+        def client(private, inbox, ctx):
+            private, outbox = exchange.client(private, inbox, ctx)
+            return private, message(outbox)
+
+        return exchange._replace(client=client)
 
 
 def sub_jaxprs(params):
@@ -199,6 +271,8 @@ class _Walker:
         taints, names = [t for t, _ in inputs], [name for _, name in inputs]
         if primitive in _CALLS:
             (inner,) = sub_jaxprs(eqn.params)
+            if eqn.params.get("name") == _message.__name__:
+                return [(dataclasses.replace(t, keys=frozenset()), name) for t, name in inputs]
             self.entered.add(primitive)
             return self.run(inner, inputs, path)
         higher = getattr(self, f"_{primitive}", None)
@@ -210,7 +284,7 @@ class _Walker:
         outputs = taints if primitive in _IDENTITY else self.first_order(eqn, taints, names)
         return [
             (
-                dataclasses.replace(out, keys=_keys(out.level, taints)),
+                dataclasses.replace(out, keys=_keys(taints)),
                 self.index_name(eqn, names, position, path),
             )
             for position, out in enumerate(outputs)
@@ -246,7 +320,7 @@ class _Walker:
         masked = False
         if not _is_float(aval):
             if primitive in _ADDS:
-                added = any("pair" in t.keys and not t.clients for t in taints)
+                added = any(t.keys and not t.clients for t in taints)
                 masked = added or all(t.masked for t in met)
             elif primitive in _KEEPS_MASK:
                 masked = all(t.masked for t in met)
@@ -491,7 +565,7 @@ class _Walker:
         outputs = []
         for taints in zip(*branches):
             out = self.either(eqn, taints)
-            out = dataclasses.replace(out, keys=_keys(out.level, taints))
+            out = dataclasses.replace(out, keys=_keys(taints))
             outputs.append((self.depending(eqn, index, out), None))
         return outputs
 
@@ -535,13 +609,12 @@ def _join(a, b):
         level, where = a.place if a.place == b.place else (ALONE, None)
         level = MANY if MANY in (a.level, b.level) else level
         masked = a.masked and b.masked
-    return Taint(level, where, masked, _keys(level, [a, b]))
+    return Taint(level, where, masked, _keys([a, b]))
 
 
-def _keys(level, taints):
-    """The keys of what is made of ``taints``: a sum of uploads does not show those of clients."""
-    seen = [t.keys for t in taints if level != MANY or t.level in (NONE, MANY)]
-    return frozenset().union(*seen)
+def _keys(taints):
+    """The keys of what is made of ``taints``."""
+    return frozenset().union(*(t.keys for t in taints))
 
 
 def _shard_axis(spec, axis):

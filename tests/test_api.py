@@ -19,7 +19,9 @@ from fedjax_agg.arithmetic import Ring
 
 TOP_LEVEL = [
     "Codec",
+    "Exchange",
     "FixedPoint",
+    "Participation",
     "Plain",
     "Plan",
     "Protocol",
@@ -28,8 +30,11 @@ TOP_LEVEL = [
     "SecAgg",
     "SecureAggregateState",
     "Session",
+    "Transcript",
     "apply_if_ok",
+    "compare_costs",
     "compiler_options",
+    "drop_clients",
     "fixed_seed",
     "plan_round",
     "root_seed",
@@ -37,6 +42,7 @@ TOP_LEVEL = [
     "secure_mean",
     "secure_sum",
     "simulated_session",
+    "transcript",
 ]
 
 
@@ -155,8 +161,26 @@ def test_control_of_the_doctest_rule(doc, missing):
 CONFIGURATIONS = [
     (Ring(8), Ring(8), Ring(9), "Ring(bits=8)"),
     (fa.Plain(Ring(20)), fa.Plain(Ring(20)), fa.Plain(), "Plain(group=Ring(bits=20))"),
-    (fa.SecAgg(Ring(20)), fa.SecAgg(Ring(20)), fa.SecAgg(), "SecAgg(group=Ring(bits=20))"),
-    (fa.SecAgg(), fa.SecAgg(group=Ring(32)), fa.Plain(), "SecAgg(group=Ring(bits=32))"),
+    (
+        fa.SecAgg(group=Ring(20)),
+        fa.SecAgg(None, None, True, group=Ring(20)),
+        fa.SecAgg(),
+        "SecAgg(threshold=None, degree=None, consistency=True, group=Ring(bits=20), "
+        "min_survivors=None)",
+    ),
+    (
+        fa.SecAgg(5, degree=6, consistency=False, min_survivors=4),
+        fa.SecAgg(np.int64(5), np.int8(6), False, min_survivors=np.uint8(4)),
+        fa.SecAgg(5, 6),
+        "SecAgg(threshold=5, degree=6, consistency=False, group=Ring(bits=32), min_survivors=4)",
+    ),
+    (
+        fa.SecAgg(),
+        fa.SecAgg(group=Ring(32)),
+        fa.Plain(),
+        "SecAgg(threshold=None, degree=None, consistency=True, group=Ring(bits=32), "
+        "min_survivors=None)",
+    ),
     (
         fa.FixedPoint(clip=1.0),
         fa.FixedPoint(1.0, 2**15, max_levels=2**15),
@@ -231,6 +255,13 @@ def test_printing_a_session_shows_no_secret(show):
         lambda s: fa.fixed_seed(s.secrets[0].tolist()),
         lambda s: fa.simulated_session(fa.fixed_seed(0), num_clients=3, round_id=s.secrets[0]),
         lambda s: fa.SecAgg(s),
+        lambda s: fa.SecAgg(group=s),
+        lambda s: fa.SecAgg(threshold=s.secrets[0]),
+        lambda s: fa.drop_clients(s, 3, 0.5),
+        lambda s: fa.drop_clients(s.secrets, 3, 0.5),
+        lambda s: fa.drop_clients(s.secrets[0], 3, s.secrets[1]),
+        lambda s: s.bind(s.secrets[0]),
+        lambda s: fa.Participation.until(s, jnp.ones(3, bool)),
         lambda s: fa.apply_if_ok(s, s),
         lambda s: fa.plan_round(10, num_clients=3, clip=s.secrets[0], bits=16),
         lambda s: fa.FixedPoint(clip=s),

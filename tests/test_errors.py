@@ -17,6 +17,10 @@ import pytest
 
 import fedjax_agg as fa
 from fedjax_agg import _check
+from fedjax_agg.protocols.protocol import Refusals
+from fedjax_agg.protocols.secagg import RULES, Client, Keys
+from fedjax_agg.symmetric.seal import Sealed
+from fedjax_agg.wire import Attestations, Board, PublicKeys, SealedShares
 
 MISTAKES = json.loads(Path(__file__).with_name("errors.json").read_text())
 # In every snippet that hands over a seed or a key, the secret is made of this number.
@@ -41,6 +45,53 @@ def names():
         "aggregate": fa.secure_aggregate(codec, num_clients=3),
         "key": jnp.zeros(8, jnp.uint32),
         "nonce": jnp.zeros(3, jnp.uint32),
+        **one_client(),
+    }
+
+
+def one_client():
+    """Client 1 of four under SecAgg, on a host: its functions, what it holds, what it is sent.
+
+    All keys are arbitrary words. That is enough to find a rule broken, since a client looks at
+    what it is sent before it computes with it.
+    """
+    n, k = 4, 3
+    rng = np.random.default_rng(0)
+
+    def words(*shape):
+        return jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
+
+    keys = PublicKeys(words(n, 8), words(n, 8))
+    neighbours = jnp.array([[j for j in range(n) if j != i] for i in range(n)], jnp.int32)
+    board = Board(jnp.ones(n, bool), keys, neighbours, words(n, k, 2, 8))
+    ctx = fa.RoundContext(
+        jnp.uint32(0), words(8), jnp.uint32(1), board=board, survivors=jnp.ones(n, bool)
+    )
+    secrets = (words(8), words(8), words(8), words(8))
+    everybody, unbroken = jnp.ones(k, bool), Refusals.none(len(RULES))
+    protocol = fa.SecAgg(threshold=2)
+    _, share = protocol.prepare(n)
+    attest, unmask = protocol.respond(n)
+    return {
+        "board": board,
+        "ctx": ctx,
+        "keys": Keys(*secrets, jax.tree.map(lambda x: x[0], keys), unbroken),
+        "client": Client(
+            mask_keys=words(k + 1, 8),
+            signs=jnp.ones(k + 1, jnp.uint32),
+            channel_keys=words(k, 6, 8),
+            shares=words(k, 18),
+            present=everybody,
+            attested=jnp.zeros(32, jnp.uint8),
+            answered=jnp.array(False),
+            refusals=unbroken,
+        ),
+        "shares": SealedShares(Sealed(words(k, 18), words(k, 8)), everybody),
+        "attestations": Attestations(words(k, 8), everybody),
+        "share": share.client,
+        "receive": protocol.receive,
+        "attest": attest.client,
+        "unmask": unmask.client,
     }
 
 
@@ -112,6 +163,11 @@ def test_every_remedy_of_the_table_is_reached_by_a_mistake():
     assert {row["tag"] for row in MISTAKES} == set(_check.REMEDIES)
 
 
+def test_every_rule_for_which_a_client_refuses_has_a_remedy():
+    refusals = {tag for tag in _check.REMEDIES if tag.startswith("refuse-")}
+    assert refusals == {f"refuse-{rule}" for rule in fa.SecAgg.rules}
+
+
 def test_wrong_types_raise_type_errors_and_wrong_values_value_errors():
     for row in MISTAKES:
         about_type = row["tag"].endswith("-type") or row["tag"] == "update-dtype"
@@ -124,7 +180,8 @@ STATIC_CALLS = {
     "weights-dtype": lambda f, u: f(u, weights=jnp.ones(3, bool)),
     "weights-range": lambda f, u: f(u, weights=np.array([1, -1, 2])),
     "participation-dtype": lambda f, u: f(u, participation=jnp.ones(3)),
-    "weight-budget": lambda f, u: f(u, protocol=fa.SecAgg(fa.arithmetic.Ring(16))),
+    "threshold": lambda f, u: f(u, protocol=fa.SecAgg(threshold=3)),
+    "weight-budget": lambda f, u: f(u, protocol=fa.SecAgg(group=fa.arithmetic.Ring(16))),
     "protocol-type": lambda f, u: f(u, protocol=fa.SecAgg),
     "update-dtype": lambda f, u: f({"n": u["w"] > 0.0}),
 }

@@ -20,8 +20,10 @@ from hypothesis.extra import numpy as hnp
 import fedjax_agg as fa
 from fedjax_agg import rounding
 from fedjax_agg.arithmetic import Ring
+from fedjax_agg.participation import STAGES
 from fedjax_agg.structure import Structure
 from fedjax_agg.symmetric import key_schedule
+from tests.parties import QUICKLY, everybody, play
 
 STANDARD_ERRORS = 5
 
@@ -33,7 +35,7 @@ def make_session(n, number=0):
     def words(*shape):
         return jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
 
-    agreement = jnp.broadcast_to(words(8), (n, 8))
+    agreement = jnp.broadcast_to(words(2, 8), (n, 2, 8))
     round_id = jnp.uint32([0, 1, 2**32 - 1][number % 3])
     return fa.Session(
         round_id, words(8), jnp.arange(1, n + 1, dtype=jnp.uint32), words(n, 8), agreement
@@ -195,8 +197,11 @@ CASES = [
     Case("float16", 3, 12, 2**9, "nearest", "linf"),
     Case("nnx", 7, 26, 2**10, "nearest", weights="integers", max_weight=100),
 ]
-QUICK_SECAGG = slice(1, 4)
-SLOW = [*CASES[:1], *CASES[4:], Case("vector", 7, 19, 2**15, "stochastic")]
+# With SecAgg, compiled once for all quick tests: eight clients with five neighbours each, of whom
+# any two rebuild a secret, so that any three clients may be lost.
+MASKED = Case("nested", 8, 20, 2**11, "stochastic", "linf", "fractions", 16)
+SPARSE = functools.partial(fa.SecAgg, 2, 5)
+SLOW = [*CASES[:2], *CASES[4:], Case("vector", 7, 19, 2**15, "stochastic")]
 
 
 def case_id(case):
@@ -209,22 +214,53 @@ def survivor_sets(n):
     return list({mask.tobytes(): mask for mask in masks}.values())
 
 
-def check_case(case, protocol, survivor_sets, seeds=(0, 1)):
+@functools.cache
+def sum_of(case, protocol):
+    """``secure_sum``; under SecAgg in a program that takes less time to compile.
+
+    There clip, levels and grid are constants, which XLA may fold in another order. In ``MASKED``
+    they are powers of two, so that no order matters.
+    """
+    options = {"codec": case.codec, "protocol": protocol, "max_weight": case.max_weight}
+
+    def total(updates, session, weights, participation):
+        return fa.secure_sum(
+            updates, session, weights=weights, participation=participation, **options
+        )
+
+    return jax.jit(total, compiler_options=QUICKLY) if case is MASKED else total
+
+
+def check_case(case, protocol, participations, seeds=(0, 1), succeeds=True):
+    """Against the oracle, for every session and everyone who may be missing.
+
+    ``participations`` are bool[n], or bool[5, n] by stage. Where ``succeeds`` is False the
+    protocol must fail, and the sum is zero.
+    """
+    protocol = protocol(group=Ring(case.bits))
     for seed in seeds:
         session, updates = make_session(case.n, seed), case.updates(seed)
-        arguments = case.arguments(seed, protocol)
-        weights, grid = integer_weights(case.client_weights(seed), case.max_weight)
-        for survivors in survivor_sets:
-            found, report = fa.secure_sum(
-                updates, session, participation=jnp.asarray(survivors), **arguments
-            )
-            counted = (np.ones(case.n) if weights is None else weights)[survivors].sum()
+        client_weights = case.client_weights(seed)
+        weights, grid = integer_weights(client_weights, case.max_weight)
+        given = None if weights is None else jnp.asarray(client_weights)
+        for alive in map(np.asarray, participations):
+            staged = fa.Participation(jnp.asarray(alive)) if alive.ndim == 2 else jnp.asarray(alive)
+            found, report = sum_of(case, protocol)(updates, session, given, staged)
+            survivors = alive if alive.ndim == 1 else alive[: 1 + STAGES.index("upload")].all(0)
+            np.testing.assert_array_equal(report.survivors, survivors)
+            counted = (np.ones(case.n) if weights is None else weights)[survivors].sum() * succeeds
             if counted == 0:
                 survivors = np.zeros(case.n, bool)
             expected = oracle_sum(updates, session, case.codec, weights, grid, survivors, case.bits)
             assert_same_bits(found, expected)
             assert bool(report.ok) == (counted > 0)
             assert float(report.total_weight) == pytest.approx(counted / grid, rel=1e-6)
+            assert not report.suspects.any()
+            # The control: there is something to get wrong.
+            size = sum(leaf.size for leaf in jax.tree.leaves(found))
+            assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found)) == (
+                counted > 0 and size > 0
+            )
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -232,10 +268,75 @@ def test_plain_total_is_the_sum_of_words(case):
     check_case(case, fa.Plain, survivor_sets(case.n))
 
 
-@pytest.mark.parametrize("case", CASES[QUICK_SECAGG], ids=case_id)
-def test_secagg_total_is_the_sum_of_words(case):
-    """With the test above: both protocols give the same bits for the same session."""
-    check_case(case, fa.SecAgg, [np.ones(case.n, bool)], seeds=range(4))
+def missing(n, **lost):
+    """Who is there at each stage, bool[5, n], where ``lost`` names by stage who is from it on."""
+    alive = np.ones((len(STAGES), n), bool)
+    for stage, clients in lost.items():
+        alive[STAGES.index(stage) :, clients] = False
+    return alive
+
+
+TOLERATED = [
+    {},
+    *[{stage: [number]} for number, stage in enumerate(STAGES)],
+    *[{stage: [7, 1, 4]} for stage in STAGES],
+    {"advertise": [0], "upload": [6], "unmask": [3]},
+    {"share": [2], "attest": [1, 5]},
+]
+
+
+@pytest.mark.parametrize("lost", TOLERATED, ids=str)
+@pytest.mark.parametrize("protocol", [fa.Plain, SPARSE], ids=["plain", "secagg"])
+def test_the_total_is_the_sum_of_the_survivors_whoever_is_lost_when(protocol, lost):
+    """Survivors are those who uploaded, whether they are there to unmask or not. Both protocols
+    give the same bits for the same session, stochastic rounding and hidden weights included."""
+    check_case(MASKED, protocol, [missing(8, **lost)], seeds=range(3))
+
+
+@pytest.mark.parametrize(
+    ("lost", "rule"),
+    [
+        ({"upload": [0, 1, 2, 3, 4, 5]}, "few-survivors"),
+        ({"advertise": [0, 1, 2, 3, 4, 5, 6]}, "few-keys"),
+        ({"share": [1, 2, 3, 4, 5, 6, 7]}, "few-shares"),
+        ({"attest": [0, 1, 2, 3, 4, 5, 6]}, "few-attestations"),
+        ({"unmask": [1, 2, 3, 4, 5, 6, 7]}, None),
+        ({"upload": [0, 1, 2, 3, 4, 5, 6, 7]}, None),
+    ],
+)
+def test_who_is_lost_beyond_the_threshold_takes_the_round_with_it(lost, rule):
+    """Zeros and ``ok`` False, never a part of the sum; the report says which rule it was."""
+    session, updates = make_session(8), MASKED.updates(0)
+    protocol = SPARSE(group=Ring(MASKED.bits))
+    weights, alive = jnp.ones(8), fa.Participation(jnp.asarray(missing(8, **lost)))
+    found, report = sum_of(MASKED, protocol)(updates, session, weights, alive)
+    assert not bool(report.ok)
+    assert float(report.total_weight) == 0
+    assert_same_bits(found, jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), updates))
+    assert {name for name, count in report.refusals.items() if count} == {rule} - {None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        fa.SecAgg,
+        functools.partial(fa.SecAgg, 4, 7),
+        functools.partial(fa.SecAgg, 1, 4, False, min_survivors=2),
+        functools.partial(fa.SecAgg, 2, 6, min_survivors=5),
+    ],
+    ids=["defaults", "complete", "one share is enough, no attestations", "five survivors"],
+)
+def test_the_total_under_other_thresholds_and_degrees(protocol):
+    """Whatever the threshold, what is given is the sum of the survivors, or zeros."""
+    threshold = protocol().threshold_of(8)
+    neighbours = protocol().degree_of(8)
+    check_case(MASKED, protocol, [missing(8)])
+    # So many that every client has enough neighbours left.
+    bearable = list(range(min(neighbours - threshold, 3)))
+    for stage in STAGES:
+        check_case(MASKED, protocol, [missing(8, **{stage: bearable})])
+    check_case(MASKED, protocol, [missing(8, unmask=list(range(8)))], succeeds=False)
 
 
 @pytest.mark.slow
@@ -245,38 +346,31 @@ def test_secagg_total_is_the_sum_of_words_in_more_cases(case):
     check_case(case, fa.Plain, survivor_sets(case.n))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def protocol_round(protocol, words, session, survivors):
-    """Every message of a round: the uploads, and the total."""
-
-    def upload(words, agreement, client):
-        ctx = fa.RoundContext(session.round_id, session.public_seed, client)
-        private = protocol.prepare(agreement, session.client_ids, ctx)
-        return protocol.protect(words, private, ctx).words
-
-    uploads = jax.vmap(upload)(words, session.agreement, session.client_ids)
-    kept = jnp.where(survivors[:, None], uploads, jnp.uint32(0))
-    ctx = fa.RoundContext(session.round_id, session.public_seed, survivors=survivors)
-    return uploads, protocol.recover(protocol.group.sum(kept), ctx)
+@functools.cache
+def play_quickly(protocol):
+    return jax.jit(functools.partial(play, protocol), compiler_options=QUICKLY)
 
 
 def check_any_words(protocol, seed):
+    """Words over the whole ring, sums that wrap included, and up to two clients lost."""
     group, n = protocol.group, 5
     rng = np.random.default_rng(seed)
     words = rng.integers(2**group.bits, size=(n, 3), dtype=np.uint32)
-    everybody = jnp.ones(n, bool)
-    uploads, total = protocol_round(protocol, words, make_session(n, seed), everybody)
-    expected = np.sum(words, axis=0, dtype=np.int64) % 2**group.bits
-    np.testing.assert_array_equal(np.asarray(total.words, np.int64), expected)
-    assert bool(total.ok)
-    return words, np.asarray(uploads)
+    survivors = ~np.isin(np.arange(n), rng.choice(n, size=seed % 3, replace=False))
+    alive = everybody(n).at[STAGES.index("upload") :].set(survivors)
+    played = play_quickly(protocol)(jnp.asarray(words), make_session(n, seed), alive)
+    expected = np.sum(words[survivors], axis=0, dtype=np.int64) % 2**group.bits
+    np.testing.assert_array_equal(np.asarray(played.total.words, np.int64), expected)
+    assert bool(played.total.ok)
+    uploads = np.asarray(played.mail["upload"].outboxes.words)
+    np.testing.assert_array_equal(uploads[~survivors], 0)
+    return words[survivors], uploads[survivors]
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_any_ring_elements_add_up(seed):
-    """Words over the whole ring, sums that wrap included."""
-    words, uploads = check_any_words(fa.SecAgg(group=Ring(9)), seed)
+    words, uploads = check_any_words(fa.SecAgg(2, group=Ring(9)), seed)
     assert (uploads < 2**9).all()
     assert (uploads != words).mean() > 0.5  # the control: there was something to cancel
 
@@ -285,7 +379,7 @@ def test_any_ring_elements_add_up(seed):
 @pytest.mark.parametrize("bits", [1, 8, 17, 31, 32])
 def test_any_ring_elements_add_up_in_other_rings(bits):
     for seed in range(20):
-        check_any_words(fa.SecAgg(group=Ring(bits)), seed)
+        check_any_words(fa.SecAgg(2, group=Ring(bits)), seed)
 
 
 # ---- the mean -----------------------------------------------------------------------------------
@@ -413,55 +507,39 @@ def test_the_order_of_clients_does_not_matter():
 
 # ---- rounds that fail, data that is no number ---------------------------------------------------
 
-STANDARD = CASES[1]
 
-
-@pytest.mark.parametrize("protocol", [fa.Plain, fa.SecAgg])
+@pytest.mark.parametrize("protocol", [fa.Plain, SPARSE], ids=["plain", "secagg"])
 def test_a_round_without_weight_gives_zeros(protocol):
-    session, updates = make_session(3), STANDARD.updates(0)
-    arguments = STANDARD.arguments(0, protocol)
-    arguments["weights"] = jnp.zeros(3, jnp.int32)
-    found, report = fa.secure_sum(updates, session, participation=jnp.ones(3, bool), **arguments)
+    session, updates = make_session(8), MASKED.updates(0)
+    total = sum_of(MASKED, protocol(group=Ring(MASKED.bits)))
+    everyone = fa.Participation(everybody(8))
+    found, report = total(updates, session, jnp.zeros(8), everyone)
     assert not bool(report.ok)
     assert float(report.total_weight) == 0
     assert_same_bits(found, jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), updates))
-    arguments["weights"] = jnp.array([0, 1, 0])  # the control
-    found, report = fa.secure_sum(updates, session, participation=jnp.ones(3, bool), **arguments)
+    found, report = total(updates, session, jnp.zeros(8).at[1].set(1.0), everyone)  # the control
     assert bool(report.ok)
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("missing", [[0], [2], [0, 1], [0, 1, 2]])
-def test_one_missing_upload_gives_zeros_under_secagg_and_not_under_plain(missing):
-    session, updates = make_session(3), STANDARD.updates(0)
-    alive = jnp.asarray(~np.isin(np.arange(3), missing))
-    for protocol in (fa.Plain, fa.SecAgg):
-        arguments = STANDARD.arguments(0, protocol) | {"weights": jnp.array([1, 2, 3])}
-        found, report = fa.secure_sum(updates, session, participation=alive, **arguments)
-        survives = protocol is fa.Plain and len(missing) < 3
-        assert bool(report.ok) == survives
-        assert (float(report.total_weight) > 0) == survives
-        np.testing.assert_array_equal(report.survivors, alive)
-        assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found)) == survives
-
-
-@pytest.mark.parametrize("protocol", [fa.Plain, fa.SecAgg])
+@pytest.mark.parametrize("protocol", [fa.Plain, SPARSE], ids=["plain", "secagg"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_coordinate_that_is_no_number_counts_as_zero(protocol, bad):
     """It takes neither the client's other coordinates nor anybody else's with it."""
-    session, updates = make_session(3), STANDARD.updates(0)
-    arguments = STANDARD.arguments(0, protocol) | {"weights": jnp.array([5, 2, 3])}
+    session, updates = make_session(8), MASKED.updates(0)
+    total = sum_of(MASKED, protocol(group=Ring(MASKED.bits)))
 
-    def total(value):
+    def with_value(value):
         leaf = updates["a"][0].at[1, 0].set(value)
         changed = {**updates, "a": (leaf, updates["a"][1])}
-        alive = jnp.ones(3, bool)
-        found, report = fa.secure_sum(changed, session, participation=alive, **arguments)
+        everyone = fa.Participation(everybody(8))
+        found, report = total(changed, session, jnp.linspace(0.5, 1.0, 8), everyone)
         assert bool(report.ok)
         return found
 
-    assert_same_bits(total(bad), total(0.0))
-    assert float(total(0.25)["a"][0][0]) != float(total(0.0)["a"][0][0])  # the control
+    assert_same_bits(with_value(bad), with_value(0.0))
+    other = with_value(0.25)["a"][0][0]
+    assert float(other) != float(with_value(0.0)["a"][0][0])  # the control
 
 
 def test_a_norm_beyond_float32_takes_out_that_client_only():

@@ -11,7 +11,10 @@ import pytest
 from jax import lax
 
 import fedjax_agg as fa
+from fedjax_agg.symmetric.chacha20 import keystream
+from fedjax_agg.wire import Upload
 from tests import taint
+from tests.parties import QUICKLY
 from tests.sessions import any_session
 
 N = 4
@@ -75,26 +78,82 @@ def round_of(aggregate, protocol, weighted=True, **codec):
     ],
 )
 def test_no_float_ever_mixes_clients(protocol, weighted, norm, rounding, aggregate):
-    """Clients meet in integers only, under SecAgg in masked integers only, and no key comes out
-    other than through the uploads."""
+    """Clients meet in integers only, under SecAgg in masked integers only, and no secret comes
+    out other than through messages."""
     masked = isinstance(protocol, fa.SecAgg)
-    run = round_of(aggregate, protocol, weighted, norm=norm, rounding=rounding)
+    run = round_of(aggregate, taint.Marked(protocol), weighted, norm=norm, rounding=rounding)
     result = walk_round(run, masks_required=masked)
     assert result.violations == []
     value, report = result.outputs
     # The walk followed the data all the way: a lost taint would show as "none".
     assert {t.level for t in jax.tree.leaves(value, is_leaf=taint.is_taint)} == {taint.MANY}
     assert report.total_weight.level == (taint.MANY if weighted else taint.NONE)
-    outputs = jax.tree.leaves(result.outputs, is_leaf=taint.is_taint)
-    assert all(t.keys == frozenset() for t in outputs)
+    assert keys_of(result.outputs) == set()
     assert {"jit", "custom_jvp_call", "scan"} <= result.entered
-    assert ("custom_vmap_call" in result.entered) == masked
+    # Keystreams are one, and so are the compressions of the keys that rounding draws from.
+    assert ("custom_vmap_call" in result.entered) == (masked or rounding == "stochastic")
 
 
-def test_plain_fails_where_masks_are_required():
-    """The control of the control: the sum of Plain is a sum of unmasked integers."""
-    result = walk_round(round_of(fa.secure_mean, fa.Plain()), masks_required=True)
-    assert any("unmasked" in violation for violation in result.violations)
+def keys_of(outputs):
+    """The private keys that show in any output."""
+    leaves = jax.tree.leaves(outputs, is_leaf=taint.is_taint)
+    return set().union(*(t.keys for t in leaves))
+
+
+class Bare(fa.SecAgg):
+    """Everything but the mask."""
+
+    def protect(self, words, private, ctx):
+        return Upload(words)
+
+
+class PublicMask(fa.SecAgg):
+    """A mask from what everybody knows."""
+
+    def protect(self, words, private, ctx):
+        mask = keystream(ctx.board.keys.mask[0], jnp.zeros(3, jnp.uint32), words.shape[0])
+        return Upload(words + mask)
+
+
+def test_walk_catches_a_protocol_without_masks():
+    for protocol in (fa.Plain(), Bare(), PublicMask()):
+        run = round_of(fa.secure_mean, taint.Marked(protocol), rounding="nearest")
+        result = walk_round(run, masks_required=True)
+        assert any("mixes unmasked integers" in violation for violation in result.violations)
+
+
+class PeekingServer(fa.SecAgg):
+    """Looks over the dealer's shoulder at what the clients hold, or at the handles."""
+
+    def deal(self, board, agreement, private, ctx):
+        seen = private.self_seed[0] if self.min_survivors is None else agreement[0, 1]
+        object.__setattr__(self, "seen", seen)
+        return super().deal(board, agreement, private, ctx)
+
+    def recover(self, uploads, mail, ctx):
+        total = super().recover(uploads, mail, ctx)
+        return total._replace(words=total.words + self.seen[0])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shown"),
+    [
+        (fa.SecAgg(), set()),
+        (PeekingServer(), {"secret"}),
+        (PeekingServer(min_survivors=2), {"pair"}),
+    ],
+    ids=["honest", "a client's seed", "a handle"],
+)
+def test_walk_shows_what_reaches_the_result_past_the_messages(protocol, shown):
+    run = round_of(fa.secure_mean, taint.Marked(protocol), rounding="nearest")
+    result = walk_round(run, masks_required=True)
+    assert result.violations == []
+    assert keys_of(result.outputs) == shown
+
+
+def test_secrets_do_reach_the_result_through_messages():
+    """The control: where nobody says what is a message, all of them show."""
+    assert keys_of(walk_round(round_of(fa.secure_mean, fa.SecAgg())).outputs) == {"pair", "secret"}
 
 
 def plain_mean(x):
@@ -304,10 +363,10 @@ def toy_round(mask_first, subtract=True, reveal=False):
 
     def run(x, session):
         words = jnp.round(x).astype(jnp.uint32)
-        keys = session.agreement[:, :3] * jnp.arange(1, N + 1, dtype=jnp.uint32)[:, None]
+        keys = session.agreement[:, 1, :3] * jnp.arange(1, N + 1, dtype=jnp.uint32)[:, None]
         masks = keys - jnp.roll(keys, 1, 0) if subtract else jnp.zeros_like(keys)
         if mask_first:
-            total = jnp.sum(words + masks, 0, dtype=jnp.uint32)
+            total = jnp.sum(taint.message(words + masks), 0, dtype=jnp.uint32)
         else:
             total = jnp.sum(words, 0, dtype=jnp.uint32) + jnp.sum(masks, 0, dtype=jnp.uint32)
         if reveal:
@@ -335,6 +394,7 @@ def test_walk_wants_masks_on_before_words_are_summed():
 def test_walk_shows_a_secret_that_reaches_the_result_past_the_uploads():
     assert toy_round(mask_first=True).outputs.keys == frozenset()
     assert toy_round(mask_first=True, reveal=True).outputs.keys == {"secret"}
+    assert toy_round(mask_first=False).outputs.keys == {"pair"}
 
 
 # ---- no 64-bit type -----------------------------------------------------------------------------
@@ -365,10 +425,11 @@ def test_no_data_becomes_64_bits_wide_under_x64():
     run = round_of(fa.secure_mean, fa.SecAgg())
     ranges = (jnp.float32(1), jnp.float32(99))
     arguments = (updates(), make_session(), jnp.ones(N), *ranges, jnp.ones(N, bool))
-    expected = jax.jit(run)(*arguments)
+    expected = jax.jit(run, compiler_options=QUICKLY)(*arguments)
     with jax.enable_x64(True):
-        found = jax.jit(run)(*arguments)
-        result = walk_round(run, masks_required=True)
+        found = jax.jit(run, compiler_options=QUICKLY)(*arguments)
+        marked = round_of(fa.secure_mean, taint.Marked(fa.SecAgg()))
+        result = walk_round(marked, masks_required=True)
         control = walk_clients(lambda x: x.astype(jnp.float64) * 2, arguments[0]["w"])
     assert result.violations == []
     assert result.wide == []
@@ -389,7 +450,7 @@ def test_one_trace_for_all_rounds():
         aggregate = fa.secure_aggregate(codec, fa.SecAgg(), num_clients=N, max_weight=100)
         return fa.apply_if_ok(aggregate, optax.adam(rate))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def step(params, state, grads, seed, round_id, alive, weights, clip, levels, rate):
         traces.append(1)
         session = fa.simulated_session(seed, num_clients=N, round_id=round_id)
@@ -464,7 +525,8 @@ def program_size(protocol, n, d, weighted=True):
 
 @pytest.mark.parametrize("protocol", [fa.Plain(), fa.SecAgg()], ids=["plain", "secagg"])
 def test_program_grows_neither_with_clients_nor_with_coordinates(protocol):
-    size = program_size(protocol, 3, 5)
-    assert size == program_size(protocol, 400, 5) == program_size(protocol, 3, 10**6)
+    # Numbers of clients that leave the same rest when they are packed into bytes and vectors.
+    size = program_size(protocol, 19, 5)
+    assert size == program_size(protocol, 403, 5) == program_size(protocol, 19, 10**6)
     # The control: a program that differs in one operand does not have the same size.
-    assert size != program_size(protocol, 3, 5, weighted=False)
+    assert size != program_size(protocol, 19, 5, weighted=False)

@@ -13,7 +13,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from jax import lax
 
 from fedjax_agg.symmetric import chacha20
-from fedjax_agg.symmetric.chacha20 import chacha20_block, keystream, keystream_sum
+from fedjax_agg.symmetric.chacha20 import (
+    chacha20_block,
+    keystream,
+    keystream_sum,
+    short_keystream,
+)
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "chacha20.json").read_text())
 LAST_BLOCK = 2**32 - 1
@@ -30,6 +35,7 @@ def slow(*arguments):
 block_jit = jax.jit(chacha20_block)
 keystream_jit = jax.jit(keystream, static_argnums=2)
 sum_jit = jax.jit(keystream_sum, static_argnums=3)
+short_jit = jax.jit(short_keystream, static_argnums=2)
 
 
 def words(data):
@@ -164,6 +170,53 @@ def test_keystream_equals_openssl(length):
         assert found.shape == (length,)
         assert found.dtype == jnp.uint32
         np.testing.assert_array_equal(found, openssl(key, nonce, length, start // 16))
+
+
+@pytest.mark.parametrize("length", [0, 1, 18, slow(15), slow(16), slow(17), 1000])
+def test_short_keystream_equals_openssl(length):
+    key, nonce = random_words(8, 8), random_words(9, 3)
+    stream = short_jit(key, nonce, length)
+    assert (stream.shape, stream.dtype) == ((length,), np.uint32)
+    np.testing.assert_array_equal(stream, openssl(key, nonce, length))
+
+
+@pytest.mark.parametrize("vector", VECTORS["keystreams"], ids=lambda v: v["source"])
+def test_short_keystream_of_the_encryption_vector(vector):
+    """It has no start, so the stream from block 0 on is cut to size."""
+    first, length = 16 * vector["counter"], 4 * LENGTH
+    stream = np.asarray(short_jit(words(vector["key"]), words(vector["nonce"]), length))[first:]
+    found = stream.astype("<u4").tobytes().hex()
+    assert found.startswith(vector["keystream"])
+
+
+def test_short_keystream_of_many_keys_and_nonces():
+    """Under nested ``vmap``, as shares are sealed: for every client, to every neighbour."""
+    keys, nonces = random_words(8, 3, 5, 8), random_words(9, 3, 3)
+    many = jax.vmap(jax.vmap(lambda key, nonce: short_keystream(key, nonce, 18), (0, None)))
+    found = np.asarray(jax.jit(many)(keys, nonces))
+    for i, j in np.ndindex(3, 5):
+        np.testing.assert_array_equal(found[i, j], openssl(keys[i, j], nonces[i], 18))
+
+
+def test_short_keystream_is_keystream_from_word_0():
+    key, nonce = random_words(8, 8), random_words(9, 3)
+    long = keystream_jit(key, nonce, LENGTH, np.uint32(0))
+    np.testing.assert_array_equal(short_jit(key, nonce, LENGTH), long)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tag"),
+    [
+        ((jnp.zeros(4, jnp.uint32), jnp.zeros(3, jnp.uint32), 16), "key-shape"),
+        ((jnp.zeros(8, jnp.uint32), jnp.zeros(4, jnp.uint32), 16), "nonce-shape"),
+        ((jnp.zeros(8, jnp.uint32), jnp.zeros(3, jnp.uint32), -1), "keystream-length"),
+        ((jnp.zeros(8, jnp.uint32), jnp.zeros(3, jnp.uint32), 2**36 + 1), "keystream-length"),
+        ((jnp.zeros(8, jnp.uint32), jnp.zeros(3, jnp.uint32), 1.0), "keystream-length"),
+    ],
+)
+def test_malformed_arguments_of_short_keystream_are_refused(arguments, tag):
+    with pytest.raises(ValueError, match=rf"\[{tag}\]$"):
+        short_keystream(*arguments)
 
 
 @pytest.mark.parametrize("m", [0, 1, 5, 9, 17, *map(slow, (2, 3, 4, 8, 16, 24, 33))])

@@ -1,10 +1,9 @@
-"""SHA-256, HMAC and HKDF: published vectors, OpenSSL, and what ``vmap`` computes only once."""
+"""SHA-256, HMAC and HKDF: published vectors, OpenSSL, and how much there is to compile."""
 
 import functools
 import hashlib
 import hmac
 import json
-import math
 import pathlib
 
 import jax
@@ -14,10 +13,24 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedjax_agg.symmetric import sha256 as module
-from fedjax_agg.symmetric.key_schedule import PAIR_MASK, derive_key
+from fedjax_agg.symmetric import sha256_block
+from fedjax_agg.symmetric.key_schedule import (
+    PAIR_MASK,
+    SEAL_ENC,
+    SEAL_MAC,
+    derive_key,
+    derive_keys,
+)
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
-from fedjax_agg.symmetric.sha256 import hkdf, hkdf_expand, hkdf_extract, hmac_sha256, sha256
+from fedjax_agg.symmetric.sha256 import (
+    hkdf,
+    hkdf_block,
+    hkdf_expand,
+    hkdf_extract,
+    hmac_sha256,
+    sha256,
+)
+from tests import taint
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "sha256.json").read_text())
 
@@ -36,25 +49,24 @@ def by_source(vectors):
     return pytest.mark.parametrize("vector", vectors, ids=lambda vector: vector["source"])
 
 
-def compressions(closed_jaxpr, lanes):
-    """How many compressions of each of ``lanes`` messages a program runs."""
+def compressions(function, *arguments):
+    """The places that compress in a program, each with how often it runs: a list of numbers.
 
-    def count(jaxpr, repeats):
-        total = 0
+    A place is the loop over the 64 rounds of a block, four at a step, of one message or of many.
+    """
+
+    def places(jaxpr, repeats):
         for equation in jaxpr.eqns:
-            inner = equation.params.get("jaxpr")
+            inner = equation.params.get("jaxpr", equation.params.get("call"))
             if inner is None:
                 continue
             length = equation.params.get("length", 1)
-            if length == 64 // 4:
-                # The registers of all messages, and of both pads where a key differs too.
-                *axes, _ = equation.outvars[0].aval.shape
-                total += repeats * math.prod(axes) // lanes if lanes in axes else 0
+            if equation.primitive.name == "scan" and length == 64 // 4:
+                yield repeats
             else:
-                total += count(inner.jaxpr, repeats * length)
-        return total
+                yield from places(getattr(inner, "jaxpr", inner), repeats * length)
 
-    return count(closed_jaxpr.jaxpr, 1)
+    return list(places(jax.make_jaxpr(function)(*arguments).jaxpr, 1))
 
 
 @by_source(VECTORS["sha256"])
@@ -105,31 +117,62 @@ def test_jit_equals_eager(jit_or_not):
     assert bytes(mac) == hmac.digest(key.tobytes(), message.tobytes(), "sha256")
 
 
-def test_a_common_key_is_hashed_once():
-    prk, infos = random_bytes(32), random_bytes(1000, 41)
-    expand = jax.make_jaxpr(jax.vmap(lambda info: hkdf_expand(prk, info, 32)))(infos)
-    assert compressions(expand, 1000) == 2
-    assert compressions(expand, 2) == 1  # The key's two pads are one step side by side.
+def key_of_pair(ikm, second):
+    return derive_key(ikm, PAIR_MASK, salt=ZERO_KEY, round_id=7, second=second)
 
 
-@pytest.mark.parametrize(("mapped", "count"), [("second", 2), ("ikm", 6)])
-def test_a_common_secret_is_extracted_once(mapped, count):
-    shared = {"ikm": jnp.zeros(8, jnp.uint32), "second": jnp.uint32(2)}
-
-    def key(value):
-        arguments = shared | {mapped: value}
-        ikm, second = arguments["ikm"], arguments["second"]
-        return derive_key(ikm, PAIR_MASK, salt=shared["ikm"], round_id=7, second=second)
-
-    values = jnp.zeros((1000, *shared[mapped].shape), jnp.uint32)
-    assert compressions(jax.make_jaxpr(jax.vmap(key))(values), 1000) == count
+def two_keys(ikm, second):
+    labels = (SEAL_ENC, SEAL_MAC)
+    return derive_keys(ikm, labels, salt=ZERO_KEY, round_id=7, second=second)
 
 
-def test_no_type_of_64_bits_and_the_same_bits_with_them_enabled():
+ZERO_KEY, BYTES = jnp.zeros(8, jnp.uint32), random_bytes(41)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        (sha256, (BYTES,), [1]),
+        (sha256, (random_bytes(56),), [2]),
+        (hmac_sha256, (BYTES, BYTES), [4]),
+        (hmac_sha256, (random_bytes(65), BYTES), [2, 4]),
+        (key_of_pair, (ZERO_KEY, jnp.uint32(2)), [8]),
+        (two_keys, (ZERO_KEY, jnp.uint32(2)), [2 * 8]),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_a_digest_a_mac_and_a_key_are_one_loop_of_compressions_each(
+    function, arguments, expected, many
+):
+    """Each place that compresses is half a second of compilation, also where there are many
+    messages and many labels. A key of more than a block is hashed first, which is a second one."""
+    if many:
+        function = jax.vmap(function)
+        arguments = [jnp.stack([x] * 3) for x in arguments]
+    assert compressions(function, *arguments) == expected
+
+
+@pytest.mark.parametrize("length", [0, 41, 54, 55, 73, 119])
+def test_one_block_of_hkdf_against_openssl(length):
+    """The lengths around the borders of blocks; those of the key schedule are 31 to 80 bytes."""
+    ikm, salt, info = random_bytes(3, 32, seed=1), random_bytes(3, 32, seed=2), random_bytes(length)
+    big_endian = functools.partial(words_from_bytes, byteorder="big")
+    keys = jax.vmap(hkdf_block, (0, 0, None))(big_endian(ikm), big_endian(salt), info)
+    for key, i, s in zip(bytes_from_words(keys, "big"), ikm, salt):
+        expected = HKDF(hashes.SHA256(), 32, s.tobytes(), info.tobytes()).derive(i.tobytes())
+        assert bytes(key) == expected
+
+
+def test_nothing_becomes_64_bits_wide_and_the_same_bits_with_them_enabled():
+    """Under x64 the counters of loops are int64, and nothing that depends on a message is."""
     prk = random_bytes(32)
+    secrets = [taint.SECRETS] * 2
     with jax.enable_x64(True):
-        assert "64[" not in str(jax.make_jaxpr(functools.partial(hkdf_expand, length=70))(prk, prk))
+        expand = functools.partial(hkdf_expand, length=70)
+        assert taint.walk(expand, prk, prk, taints=secrets).wide == []
         digest = sha256(prk)
+        control = taint.walk(lambda x, y: x.astype(jnp.uint64), prk, prk, taints=secrets)
+    assert control.wide != []
     assert bytes(digest) == hashlib.sha256(prk.tobytes()).digest()
 
 
@@ -184,7 +227,8 @@ def test_errors_do_not_print_keys():
 
 
 @pytest.mark.parametrize(
-    ("constants", "degree"), [(module._INITIAL_STATE, 2), (module._ROUND_CONSTANTS, 3)]
+    ("constants", "degree"),
+    [(sha256_block.INITIAL_STATE, 2), (sha256_block._ROUND_CONSTANTS, 3)],
 )
 def test_constants_are_those_of_the_standard(constants, degree):
     """The first 32 bits behind the point of the square or cube roots of the first primes."""

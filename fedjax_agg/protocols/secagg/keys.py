@@ -122,7 +122,8 @@ def pair_keys(shared, own, peers, context_hashes, ctx: RoundContext) -> jax.Arra
             context_hash=context_hash,
         )
 
-    axes = (0, 0 if own.ndim else None, 0, 0 if jnp.ndim(context_hashes) == 2 else None)
+    contexts_differ = context_hashes is not None and context_hashes.ndim == 2
+    axes = (0, 0 if own.ndim else None, 0, 0 if contexts_differ else None)
     return jax.vmap(pair_key, axes)(shared, own, peers, context_hashes)
 
 
