@@ -230,7 +230,7 @@ def _cell(task) -> None:
     import jax.numpy as jnp
 
     import fedjax_agg as fa
-    from fedjax_agg.protocols.secagg import server
+    from fedjax_agg.protocols.secagg import _server as server
 
     n, d, label = task["n"], task["d"], _label(task)
     protocol, codec = _protocol(task), fa.FixedPoint(clip=1.0)

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_agg import _check, budget
+from fedjax_agg._stages import Static, core_sum, public_context, run_stages
 from fedjax_agg.codecs import Codec
 from fedjax_agg.participation import Participation, as_participation
 from fedjax_agg.protocols import Plain, Protocol
 from fedjax_agg.session import Session
-from fedjax_agg.stages import Static, core_sum, public_context, run_stages
 from fedjax_agg.structure import client_structure
 from fedjax_agg.wire import Transcript
 

@@ -21,7 +21,7 @@ LEVELS = (
     ("participation",),
     ("codecs", "rounding", "protocols"),
     ("budget", "diagnostics"),
-    ("stages",),
+    ("_stages",),
     ("secure_round",),
     ("secure_aggregate", "plan"),
     ("costs", "__main__"),

@@ -52,10 +52,9 @@ class Cost:
         server_field_products: multiplications in GF(2^31 - 1) of the server.
 
     Example:
-        >>> from fedjax_agg.protocols import Plain
-        >>> Plain().cost(100, num_clients=10)
-        Cost(bytes_up={'upload': 400}, bytes_down={'upload': 0}, client_keystream_words=0, \
-client_field_products=0, server_keystream_words=0, server_field_products=0)
+        >>> cost = Cost(bytes_up={"upload": 400}, bytes_down={"upload": 0})
+        >>> cost.bytes_up["upload"], cost.client_keystream_words
+        (400, 0)
     """
 
     bytes_up: Mapping[str, int]

@@ -62,7 +62,7 @@ def derive_key(
 ) -> jax.Array:
     """The key of one purpose, round and pair of parties.
 
-    A key costs eight compressions of SHA-256, and under ``vmap`` over the parties four.
+    A key costs eight compressions of SHA-256.
 
     Args:
         ikm: uint32[8], the secret, as little-endian words.

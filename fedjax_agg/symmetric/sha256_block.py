@@ -15,7 +15,12 @@ _ROUNDS_PER_STEP = 4
 
 
 def constants(text: str) -> np.ndarray:
-    """Words in hexadecimal, uint32[...]."""
+    """Words in hexadecimal: uint32[m].
+
+    Example:
+        >>> constants("ff 10").tolist()
+        [255, 16]
+    """
     return np.array([int(word, 16) for word in text.split()], np.uint32)
 
 

@@ -78,7 +78,10 @@ class _Laws(CodecTrial):
         leaves = jax.tree.leaves(self.codec)
         treedef: Any = jax.tree.structure(self.codec)
         twin = copy.deepcopy(self.codec)
-        fields = dataclasses.fields(self.codec) if dataclasses.is_dataclass(self.codec) else ()
+        fields = ()
+        if dataclasses.is_dataclass(self.codec):
+            fields = dataclasses.fields(self.codec)
+        field: Any
         for field in fields:
             if field.metadata.get("static"):
                 try:

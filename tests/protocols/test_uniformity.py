@@ -22,7 +22,7 @@ from fedjax_agg import rounding
 from fedjax_agg.arithmetic import Ring
 from fedjax_agg.participation import STAGES
 from fedjax_agg.protocols.secagg import Client
-from fedjax_agg.protocols.secagg import keys as secagg_keys
+from fedjax_agg.protocols.secagg import _keys as secagg_keys
 from fedjax_agg.sharing import graph
 from fedjax_agg.symmetric import chacha20, key_schedule, seal
 from fedjax_agg.symmetric.chacha20 import chacha20_block, keystream
@@ -61,8 +61,7 @@ def player():
 
         return jax.lax.map(one, (sessions, number))
 
-    # Compiled in full: it makes a hundred million words of keystream.
-    return jax.jit(play_all)
+    return jax.jit(play_all, compiler_options=QUICKLY)
 
 
 def played(sessions, number, words):

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from fedjax_agg import _check
 from fedjax_agg.arithmetic import Ring
 from fedjax_agg.protocols.protocol import Cost, Exchange, Protocol, packed_bytes
-from fedjax_agg.protocols.secagg import client, server
-from fedjax_agg.protocols.secagg.keys import RULES, Client, Keys, join, mask_nonce
+from fedjax_agg.protocols.secagg import _client as client
+from fedjax_agg.protocols.secagg import _server as server
+from fedjax_agg.protocols.secagg._keys import RULES, Client, Keys, join, mask_nonce
 from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import agreement, graph, shamir
 from fedjax_agg.symmetric.chacha20 import keystream_sum

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_agg.protocols.secagg import keys as secagg_keys
-from fedjax_agg.protocols.secagg.keys import ATTEST, FROM_PEER, RULES, Client, Keys
+from fedjax_agg.protocols.secagg import _keys as secagg_keys
+from fedjax_agg.protocols.secagg._keys import ATTEST, FROM_PEER, RULES, Client, Keys
 from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import agreement, shamir
 from fedjax_agg.symmetric import seal

@@ -9,9 +9,9 @@ from jax import lax
 
 from fedjax_agg import _xla
 from fedjax_agg.arithmetic import Ring
-from fedjax_agg.protocols.secagg import keys as secagg_keys
-from fedjax_agg.protocols.secagg.client import ids
-from fedjax_agg.protocols.secagg.keys import MASK, mask_nonce
+from fedjax_agg.protocols.secagg import _keys as secagg_keys
+from fedjax_agg.protocols.secagg._client import ids
+from fedjax_agg.protocols.secagg._keys import MASK, mask_nonce
 from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import agreement, graph, shamir
 from fedjax_agg.symmetric.chacha20 import keystream_sum
