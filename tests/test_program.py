@@ -523,6 +523,7 @@ def program_size(protocol, n, d, weighted=True):
     return sum(1 for _ in taint.equations(jax.make_jaxpr(run)(*arguments)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [fa.Plain(), fa.SecAgg()], ids=["plain", "secagg"])
 def test_program_grows_neither_with_clients_nor_with_coordinates(protocol):
     # Numbers of clients that leave the same rest when they are packed into bytes and vectors.

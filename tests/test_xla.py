@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 
 import fedjax_agg as fa
@@ -30,6 +31,7 @@ def test_client_loop_is_fori_loop():
     assert (_xla.client_loop(7, body, start) == lax.fori_loop(0, 7, body, start)).all()
 
 
+@pytest.mark.slow
 def test_compiler_options_change_no_bit():
     session = fa.simulated_session(fa.fixed_seed(0), num_clients=4)
     updates = jnp.linspace(-1.0, 1.0, 400).reshape(4, 100)

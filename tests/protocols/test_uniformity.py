@@ -616,6 +616,7 @@ HOLDERS = {
 }
 
 
+@pytest.mark.slow
 def test_no_key_and_nonce_occur_twice(monkeypatch):
     """In the complete log of three rounds of six clients and of a second run beside it, where in
     each round another client is lost before its upload.
