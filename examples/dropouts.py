@@ -411,8 +411,8 @@ def write_figure(path, rows, names, plan, rounds, untrained):
         ylabel="ms a round, all clients and the server",
         title="Time of a round, one process for all",
     )
-    right.set_ylim(bottom=0)
-    right.legend(fontsize=9)
+    right.set_ylim(0, 1.2e3 * max(row["seconds_per_round"] for row in rows))
+    right.legend(fontsize=9, loc="upper left", ncols=3)
     degrees = {"SecAgg": plan.num_clients - 1, "SecAgg+": plan.degree}
     neighbours = ", ".join(f"{degrees[name]} in {name}" for name in names if name in degrees)
     figure.suptitle(

@@ -697,7 +697,7 @@ def test_plain_keeps_the_laws(bits):
     assert coverage == (32, 32, 31, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("protocol", "num_clients", "tolerates"),
     [
@@ -727,7 +727,7 @@ MORE_CODECS = [
 
 
 @pytest.mark.parametrize(
-    "codec", CODECS + [pytest.param(c, marks=pytest.mark.slow) for c in MORE_CODECS], ids=str
+    "codec", CODECS + [pytest.param(c, marks=pytest.mark.exhaustive) for c in MORE_CODECS], ids=str
 )
 def test_fixed_point_keeps_the_laws(codec):
     check_codec(codec)

@@ -381,7 +381,7 @@ def check_patterns(protocol, neighbours, patterns, integers, session, block=128)
     return good
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("n", "t"), COMPLETE)
 def test_every_pattern_up_to_five_clients(n, t):
     """6^n patterns of who is lost before which stage: the plain sum, or zeros."""
@@ -392,7 +392,7 @@ def test_every_pattern_up_to_five_clients(n, t):
     assert (len(patterns), good) == (6**n, succeeding(n, t))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("protocol", "good"),
     [
@@ -412,7 +412,7 @@ def test_every_pattern_of_other_configurations(protocol, good):
 SPARSE = [(12, 6, 3), (10, 5, 2), (9, 4, 3), (12, 11, 8)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("n", "k", "t"), SPARSE)
 def test_drawn_patterns_on_sparse_graphs(n, k, t):
     """Most clients stay; whoever is lost is so before any stage. The graph is that of the board."""

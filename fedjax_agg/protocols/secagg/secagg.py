@@ -62,8 +62,8 @@ class SecAgg(Protocol):
     | lost at *attest* or *unmask* | its update is in the sum; its help is not needed |
     | fewer than t neighbours of a client answer | ``ok`` False, zeros |
     | a client refuses | counts as lost from there on; ``report.refusals`` says why |
-    | a revealed share is wrong | ``ok`` False; ``report.suspects`` names its holder if t + 2 \
-answered and one lied |
+    | a revealed share is wrong | of t answers: unnoticed, the sum is garbage; of t + 1 and more: \
+``ok`` False; of t + 2 and more, if one lied: ``report.suspects`` names its holder |
 
     Formal Guarantees:
         **Server that follows the protocol**, with any fewer than t neighbours of each client:
