@@ -73,6 +73,14 @@ class Ring:
         # Without the dtype a sum of uint32 becomes uint64 under x64 and would not wrap.
         return self._keep(jnp.sum(a, axis=axis, dtype=jnp.uint32))
 
+    def limbs(self, a: jax.Array) -> tuple[jax.Array, ...]:
+        """Elements as arrays of uint32[...] that may be added as words: they are such."""
+        return (a,)
+
+    def from_limbs(self, limbs: tuple[jax.Array, ...]) -> jax.Array:
+        """The elements whose limbs these are, or the sums of whose limbs: uint32[...]."""
+        return self._keep(limbs[0])
+
     def centre_lift(self, words: jax.Array) -> jax.Array:
         """uint32[...] elements -> their representatives in [-2^(bits-1), 2^(bits-1)), int32[...].
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_agg.symmetric.chacha20 import chacha20_block
+from fedjax_agg.symmetric.chacha20_block import chacha20_block
 
 _KEY_WORDS = 8
 # The nonces under a client's secret.

@@ -9,6 +9,7 @@ Clients are counted from 0 here; their ids are one more.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.chacha20 import short_keystream
+from fedjax_agg.symmetric.chacha20_block import short_keystream
 from fedjax_agg.symmetric.key_schedule import WIRE_VERSION, segment_nonce
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
 from fedjax_agg.symmetric.sha256 import sha256
@@ -139,21 +140,24 @@ def _neighbours(order, degree):
     return jnp.zeros_like(by_position).at[order].set(by_position)
 
 
-def permutation_seed(public_seed: jax.Array, key_list: jax.Array) -> jax.Array:
-    """The seed of a graph that nobody could choose: of a beacon and of the list of public keys.
+def permutation_seed(
+    public_seed: jax.Array, key_list: jax.Array, numbers: Sequence[int] = ()
+) -> jax.Array:
+    """The seed of a graph: a digest of a beacon and of the list of public keys.
 
     A server that chooses the permutation, or that knows it when it may still enter clients of
     its own, surrounds a victim with corrupt clients, who then hold enough of its shares. So the
-    permutation is public randomness that is fixed only after the list of public keys is, and
-    every client that is shown another list computes another graph and shares no key with it.
+    permutation is public randomness that is fixed only after the list of public keys is.
 
     A hash of many bytes is computed one block after the other, so each row is hashed by itself
     and SHA-256 of their digests, after a label, n, the bytes of a row and the beacon, is the
-    seed: about 15 ms on a core for n = 1000.
+    seed: about 15 ms on a core for n = 1000. ``SecAgg`` also derives every key after the list
+    from it, so that clients who are shown different lists have no key in common.
 
     Args:
         public_seed: uint32[8], a beacon that nobody chooses.
         key_list: uint32[n, ...], a row with the public keys of each client.
+        numbers: what else all have to agree on, integers from 0 to 2^32 - 1; static.
 
     Returns:
         uint32[8], a seed for ``permutation``, as little-endian words.
@@ -164,8 +168,9 @@ def permutation_seed(public_seed: jax.Array, key_list: jax.Array) -> jax.Array:
     Formal Guarantees:
         As far as SHA-256 is a random function, the seed is uniform and independent of who is
         corrupt, if the beacon is published after the list is fixed. Not given: anything if it
-        is known before. Whoever is last to enter a key can then try 2^b of them and take b bits
-        from the security of the graph.
+        is known before, as it is where one seed makes beacon and keys. Whoever is last to enter
+        a key, or a server that decides whose key is on the list, can then try 2^b lists and take
+        b bits from the security of the graph; a few bits surround a client of low degree.
 
     Example:
         >>> import jax.numpy as jnp
@@ -179,16 +184,16 @@ def permutation_seed(public_seed: jax.Array, key_list: jax.Array) -> jax.Array:
         raise _check.error(
             "graph-keys", f"key_list of type {_check.shown_type(key_list)}", "uint32[n, ...]"
         )
-    return _permutation_seed(public_seed, key_list)
+    return _permutation_seed(public_seed, key_list, tuple(numbers))
 
 
-@jax.jit
-def _permutation_seed(public_seed, key_list):
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation_seed(public_seed, key_list, numbers):
     n = key_list.shape[0]
     rows = bytes_from_words(key_list.reshape(n, -1))
     digests = jax.vmap(sha256)(rows)
-    shape = n.to_bytes(4, "big") + rows.shape[1].to_bytes(4, "big")
-    head = jnp.asarray(np.frombuffer(_SEED_LABEL + shape, np.uint8))
+    numbers = b"".join(x.to_bytes(4, "big") for x in (n, rows.shape[1], *numbers))
+    head = jnp.asarray(np.frombuffer(_SEED_LABEL + numbers, np.uint8))
     listed = [head, bytes_from_words(public_seed), digests.reshape(-1)]
     return words_from_bytes(sha256(jnp.concatenate(listed)))
 

@@ -20,7 +20,7 @@ from fedjax_agg.arithmetic import m31
 from fedjax_agg.sharing.chunks import CHUNKS as CHUNKS
 from fedjax_agg.sharing.chunks import from_chunks as from_chunks
 from fedjax_agg.sharing.chunks import to_chunks as to_chunks
-from fedjax_agg.symmetric.chacha20 import short_keystream
+from fedjax_agg.symmetric.chacha20_block import short_keystream
 
 # The points are factors of 16 bits, which makes their products cheap.
 MAX_HOLDERS = 2**16 - 1

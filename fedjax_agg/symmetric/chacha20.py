@@ -11,7 +11,6 @@ eight blocks as its lanes instead.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,91 +19,20 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from fedjax_agg import _check, _xla
-
-WORDS_PER_BLOCK = 16
-_BLOCKS = 2**32
-# "expand 32-byte k" in little-endian words: RFC 8439, section 2.3.
-_CONSTANTS = np.array([0x61707865, 0x3320646E, 0x79622D32, 0x6B206574], np.uint32)
-_COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
-_DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
-
-
-def _rotate_left(x: jax.Array, amount: int) -> jax.Array:
-    return (x << np.uint32(amount)) | (x >> np.uint32(32 - amount))
-
-
-def _quarter_round(a, b, c, d):
-    """RFC 8439, section 2.1."""
-    a = a + b
-    d = _rotate_left(d ^ a, 16)
-    c = c + d
-    b = _rotate_left(b ^ c, 12)
-    a = a + b
-    d = _rotate_left(d ^ a, 8)
-    c = c + d
-    b = _rotate_left(b ^ c, 7)
-    return a, b, c, d
-
-
-def _double_round(state: Sequence[jax.Array]) -> list[jax.Array]:
-    """A column round and a diagonal round: RFC 8439, section 2.3."""
-    state = list(state)
-    for i, j, k, m in _COLUMNS + _DIAGONALS:
-        state[i], state[j], state[k], state[m] = _quarter_round(
-            state[i], state[j], state[k], state[m]
-        )
-    return state
-
-
-def _first_state(
-    key: Sequence[jax.Array], counter: jax.Array, nonce: Sequence[jax.Array]
-) -> list[jax.Array]:
-    """Sixteen state words of one common shape: constants, key, counter, nonce."""
-    constants = [jnp.full(counter.shape, word) for word in _CONSTANTS]
-    return [*constants, *key, counter, *nonce]
+from fedjax_agg.symmetric.chacha20_block import (
+    BLOCKS,
+    WORDS_PER_BLOCK,
+    double_round,
+    first_state,
+)
 
 
 def _block_words(first: list[jax.Array]) -> list[jax.Array]:
     """The sixteen words of a block. Unrolled: for use inside a variadic reduce only."""
     state = first
     for _ in range(10):
-        state = _double_round(state)
+        state = double_round(state)
     return [a + b for a, b in zip(state, first)]
-
-
-def chacha20_block(key: jax.Array, counter: ArrayLike, nonce: ArrayLike) -> jax.Array:
-    """The ChaCha20 block function: RFC 8439, section 2.3.
-
-    Args:
-        key: uint32[8], 256 bits in little-endian words.
-        counter: uint32[], the number of the block.
-        nonce: uint32[3], 96 bits in little-endian words.
-
-    Returns:
-        uint32[16], the block in little-endian words.
-
-    Raises:
-        ValueError: a key or nonce of another shape or type.
-
-    Example:
-        The vector of RFC 8439, section 2.3.2:
-
-        >>> import jax, jax.numpy as jnp
-        >>> key = jax.lax.bitcast_convert_type(
-        ...     jnp.arange(32, dtype=jnp.uint8).reshape(8, 4), jnp.uint32)
-        >>> nonce = jnp.array([0x09000000, 0x4A000000, 0], jnp.uint32)
-        >>> [hex(word) for word in chacha20_block(key, jnp.uint32(1), nonce)[:3].tolist()]
-        ['0xe4e7f110', '0x15593bd1', '0x1fdd0f50']
-    """
-    _check.words("key-shape", (8,), key=key)
-    _check.words("nonce-shape", (3,), nonce=nonce)
-    number = _check.concrete(counter)
-    if number is not None:
-        _check.integer_in("keystream-counter", 0, _BLOCKS - 1, counter=number[()])
-    first = _first_state(list(key), jnp.asarray(counter, jnp.uint32), list(jnp.asarray(nonce)))
-    # A loop, because sixteen outputs of unrolled elementwise work take seconds to compile.
-    last = lax.fori_loop(0, 10, lambda _, state: _double_round(state), first)
-    return jnp.stack(last) + jnp.stack(first)
 
 
 def keystream(
@@ -135,37 +63,6 @@ def keystream(
     """
     _check.words("key-shape", (8,), key=key)
     return keystream_sum(key[None], jnp.ones(1, jnp.uint32), nonce, length, start)
-
-
-def short_keystream(key: jax.Array, nonce: ArrayLike, length: int) -> jax.Array:
-    """``keystream`` from word 0 on, for some hundred words: block by block.
-
-    It compiles in a third of the time, and ``vmap`` over many keys fills the vector lanes; for
-    long streams ``keystream`` is faster.
-
-    Args:
-        key: uint32[8].
-        nonce: uint32[3].
-        length: the number of words, static.
-
-    Returns:
-        uint32[length].
-
-    Raises:
-        ValueError: wrong shapes, or a length out of range.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> zero_key, zero_nonce = jnp.zeros(8, jnp.uint32), jnp.zeros(3, jnp.uint32)
-        >>> [hex(word) for word in short_keystream(zero_key, zero_nonce, 2).tolist()]
-        ['0xade0b876', '0x903df1a0']
-    """
-    _check.words("key-shape", (8,), key=key)
-    _check.words("nonce-shape", (3,), nonce=nonce)
-    length = _check.integer_in("keystream-length", 0, _BLOCKS * WORDS_PER_BLOCK, length=length)
-    counters = jnp.arange(-(-length // WORDS_PER_BLOCK), dtype=jnp.uint32)
-    blocks = jax.vmap(chacha20_block, (None, 0, None))(key, counters, nonce)
-    return blocks.reshape(-1)[:length]
 
 
 def keystream_sum(
@@ -207,7 +104,7 @@ def keystream_sum(
     _check.words("key-shape", (None, 8), keys=keys)
     _check.words("coefficients-shape", (keys.shape[0],), coefficients=coefficients)
     _check.words("nonce-shape", (3,), nonce=nonce)
-    words = _BLOCKS * WORDS_PER_BLOCK
+    words = BLOCKS * WORDS_PER_BLOCK
     _check.integer_in("keystream-length", 0, words, length=length)
     first = _check.concrete(start)
     if first is not None:
@@ -219,7 +116,7 @@ def keystream_sum(
                 "keystream-counter", f"start + length = {number + length}", "at most 2**36"
             )
         # The end of the last stream is no block: nothing can be asked for there.
-        first_block = jnp.uint32(number // WORDS_PER_BLOCK % _BLOCKS)
+        first_block = jnp.uint32(number // WORDS_PER_BLOCK % BLOCKS)
     else:
         first_block = lax.convert_element_type(start, jnp.uint32) // np.uint32(WORDS_PER_BLOCK)
     if length == 0 or keys.shape[0] == 0:
@@ -231,11 +128,20 @@ def keystream_sum(
 def _keystream_sum(length: int):
     """The sum for one length, with the batching rule that keeps its speed under ``vmap``."""
 
-    @jax.custom_batching.custom_vmap
-    def summed(keys, coefficients, nonce, first_block):
+    def in_lanes(keys, coefficients, nonce, first_block):
         if keys.shape[0] == 1:
             return coefficients[0] * _single(keys[0], nonce, first_block, length)
         return _sum_over_lanes(keys, coefficients, nonce, first_block, length)
+
+    @jax.custom_batching.custom_vmap
+    def summed(*arguments):
+        if not _has_gpu():
+            return in_lanes(*arguments)
+        # Pallas takes a fifth of a second to import, which nobody else should wait for.
+        from fedjax_agg.symmetric.chacha20_gpu import keystream_sum_gpu
+
+        on_gpu = functools.partial(keystream_sum_gpu, length=length)
+        return lax.platform_dependent(*arguments, cuda=on_gpu, default=in_lanes)
 
     @summed.def_vmap
     def one_after_the_other(axis_size, in_batched, *arguments):
@@ -249,12 +155,15 @@ def _keystream_sum(length: int):
             _, row = lax.optimization_barrier((i, row))
             return lax.dynamic_update_index_in_dim(sums, summed(*row), i, 0)
 
-        # Inside a shard_map the first carry must vary over the mesh as the sums do.
-        nothing = sum(jnp.ravel(argument)[0] for argument in arguments) * np.uint32(0)
-        sums = jnp.broadcast_to(nothing, (axis_size, length))
+        sums = _xla.varying_with(jnp.zeros((axis_size, length), jnp.uint32), *arguments)
         return _xla.client_loop(axis_size, body, sums), True
 
     return summed
+
+
+def _has_gpu() -> bool:
+    """Where there is none, no program is made for one: tracing it would cost time for nothing."""
+    return jax.default_backend() == "gpu"
 
 
 def _padding(m: int) -> int:
@@ -277,7 +186,7 @@ def _sum_over_lanes(keys, coefficients, nonce, first_block, length):
 
     counter = first_block + lax.broadcasted_iota(jnp.uint32, shape, 1)
     words = _block_words(
-        _first_state(
+        first_state(
             [along_keys(table[:, i]) for i in range(8)],
             counter,
             [jnp.broadcast_to(nonce[i], shape) for i in range(3)],
@@ -316,7 +225,7 @@ def _single(key, nonce, first_block, length):
     lane = lax.broadcasted_iota(jnp.uint32, shape, 0)
     block = lax.broadcasted_iota(jnp.uint32, shape, 1) * np.uint32(_LANES) + lane
     words = _block_words(
-        _first_state(
+        first_state(
             [jnp.broadcast_to(key[i], shape) for i in range(8)],
             first_block + block,
             [jnp.broadcast_to(nonce[i], shape) for i in range(3)],

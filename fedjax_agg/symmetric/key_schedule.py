@@ -40,14 +40,31 @@ RECOVERY_SECRET = "recovery"
 SELF_SEED = "own-seed"
 SHARING = "sharings"
 ROUNDING = "rounding"
+BATCHES = "batches"
+# Of a client's root under LightSecAgg: its mask, and the random blocks that code it.
+CODED_MASK = "one-mask"
+CODED_NOISE = "one-code"
 # Of a secret of one client.
 SELF_MASK = "self-mask"
+# Of the leader's root: the key of an epoch. Of each client's: its secret to wrap that key with.
+GROUP = "group-key"
+GROUP_EXCHANGE = "group-exchange"
+# Of a pair's secret: first and second are the leader and the member.
+GROUP_ENC = "group-enc"
+GROUP_MAC = "group-mac"
+# Of the key of an epoch: the tag that confirms it, and the key of the next one. Of one length,
+# so that one program derives them: the mask of a round, and the tag of its sum.
+GROUP_TAG = "group-tag"
+GROUP_RATCHET = "group-ratchet"
+GROUP_MASK = "group-mask"
+GROUP_HASH = "group-hash"
 # Of the seed of a simulated session; first is the client's id, or 0 for what is common to all.
 CLIENT = "client"
 AGREEMENT = "agreement"
 PUBLIC = "public"
-# Of any seed: who is lost in a simulated round.
+# Of any seed: who is lost in a simulated round, and who takes part in it.
 DROPOUTS = "dropouts"
+COHORT = "cohort"
 
 
 def derive_key(

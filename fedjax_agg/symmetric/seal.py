@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.chacha20 import short_keystream
+from fedjax_agg.symmetric.chacha20_block import short_keystream
 from fedjax_agg.symmetric.key_schedule import SEAL_ENC, SEAL_MAC, WIRE_VERSION, derive_keys
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
 from fedjax_agg.symmetric.sha256 import hmac_sha256

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_agg.symmetric.lanes import over_lanes
+
 WORDS_PER_BLOCK = 16
 _ROUNDS = 64
 # One round a step spends its time moving words; eight and more are slow to compile, and a CPU then
@@ -97,7 +99,11 @@ def _rounds(state: Sequence[jax.Array], block: jax.Array) -> list[jax.Array]:
     return [before + after for before, after in zip(state, registers)]
 
 
-@jax.custom_batching.custom_vmap
+@over_lanes
+def _compress_all(states: jax.Array, blocks: jax.Array) -> jax.Array:
+    return jnp.stack(_rounds(tuple(states.T), blocks.T), axis=1)
+
+
 def compress(state: jax.Array, block: jax.Array) -> jax.Array:
     """The compression function: FIPS 180-4, section 6.2.2.
 
@@ -114,32 +120,4 @@ def compress(state: jax.Array, block: jax.Array) -> jax.Array:
         >>> hex(compress(jnp.asarray(INITIAL_STATE), abc)[0])
         '0xba7816bf'
     """
-    return jnp.stack(_rounds(tuple(state), block))
-
-
-# Under vmap every word is one vector over all messages, whatever the nesting: words that lie side
-# by side would be moved about at every step, at a fifth of the speed. And calls for the same number
-# of messages are then the same program, which XLA compiles once.
-@jax.custom_batching.custom_vmap
-def _compress_all(states: jax.Array, blocks: jax.Array) -> jax.Array:
-    """The same for many messages: uint32[m, 8] and uint32[m, 16] to uint32[m, 8]."""
-    return jnp.stack(_rounds(tuple(states.T), blocks.T), axis=1)
-
-
-@compress.def_vmap
-def _(axis_size, in_batched, *arguments):
-    return _compress_all(*_broadcast(axis_size, in_batched, arguments)), True
-
-
-@_compress_all.def_vmap
-def _(axis_size, in_batched, *arguments):
-    states, blocks = _broadcast(axis_size, in_batched, arguments)
-    digests = _compress_all(states.reshape(-1, 8), blocks.reshape(-1, WORDS_PER_BLOCK))
-    return digests.reshape(states.shape), True
-
-
-def _broadcast(size, batched, arguments):
-    return [
-        argument if here else jnp.broadcast_to(argument, (size, *argument.shape))
-        for here, argument in zip(batched, arguments)
-    ]
+    return _compress_all(state, block)

@@ -12,13 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from jax import lax
 
-from fedjax_agg.symmetric import chacha20
-from fedjax_agg.symmetric.chacha20 import (
-    chacha20_block,
-    keystream,
-    keystream_sum,
-    short_keystream,
-)
+from fedjax_agg.symmetric import chacha20_block as blocks
+from fedjax_agg.symmetric.chacha20 import keystream, keystream_sum
+from fedjax_agg.symmetric.chacha20_block import chacha20_block, short_keystream
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "chacha20.json").read_text())
 LAST_BLOCK = 2**32 - 1
@@ -76,7 +72,7 @@ def example(m=5, length=WHOLE):
 @pytest.mark.parametrize("vector", VECTORS["quarter_round"], ids=lambda v: v["source"])
 def test_quarter_round_vector(vector):
     state = [jnp.uint32(int(word, 16)) for word in vector["input"]]
-    found = [f"{int(word):08x}" for word in chacha20._quarter_round(*state)]
+    found = [f"{int(word):08x}" for word in blocks._quarter_round(*state)]
     assert found == vector["output"]
 
 
@@ -219,6 +215,7 @@ def test_malformed_arguments_of_short_keystream_are_refused(arguments, tag):
         short_keystream(*arguments)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("m", [0, 1, 5, 9, 17, *map(slow, (2, 3, 4, 8, 16, 24, 33))])
 def test_keystream_sum_equals_openssl(m):
     """Every padding rule, with random coefficients: none of the padded keys is heard."""
@@ -349,6 +346,7 @@ def test_malformed_arguments_are_refused(change, tag):
 # Transformations: the same bits.
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("m", [slow(1), 5])
 def test_same_bits_inside_scan_and_cond(m):
     keys, coefficients, nonce, whole = example(m)
@@ -370,6 +368,7 @@ def test_same_bits_inside_scan_and_cond(m):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("m", "axes"),
     [
@@ -403,6 +402,7 @@ def test_same_bits_under_vmap(m, axes):
         np.testing.assert_array_equal(found[i], expected)
 
 
+@pytest.mark.slow
 def test_same_bits_under_nested_vmap():
     """Cohorts x clients, with the inner axis batched over another argument than the outer."""
     keys, coefficients = random_words(1, 2, 3, 5, 8), random_words(2, 3, 5)
@@ -418,6 +418,7 @@ def test_same_bits_under_nested_vmap():
         np.testing.assert_array_equal(found[i, j], expected)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("m", "axis_type"), [slow(1, "Auto"), (5, "Explicit")])
 def test_same_bits_inside_shard_map(m, axis_type):
     """Eight devices: each makes, by ``start``, its own slice of one stream."""
@@ -436,6 +437,7 @@ def test_same_bits_inside_shard_map(m, axis_type):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_vmap_over_clients_inside_shard_map():
     """Clients split over eight devices; each device runs its own, one after the other."""
     mesh = jax.make_mesh((8,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -470,6 +472,7 @@ def test_same_bits_and_type_with_x64_enabled(m):
 # What is compiled.
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("m", [1, 17])
 def test_lowers_for_cuda_without_a_device(m):
     """Also under vmap; and nothing but 32-bit integers is in the program."""
@@ -488,6 +491,7 @@ def test_lowers_for_cuda_without_a_device(m):
     assert "ui64" not in text
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("m", "key_axis"), [(17, 0), (17, None), slow(1, 0)], ids=["clients", "survivors", "one key"]
 )

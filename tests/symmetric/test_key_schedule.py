@@ -52,6 +52,7 @@ def pair_mask(round_id, first, second):
     return derive_key(IKM, PAIR_MASK, salt=SALT, round_id=round_id, first=first, second=second)
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("vector", VECTORS["keys"], ids=lambda v: f"{v['label']}-{v['round_id']}")
 def test_keys(vector):
     assert hexadecimal(key_of(vector)) == vector["key"]

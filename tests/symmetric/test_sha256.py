@@ -69,17 +69,20 @@ def compressions(function, *arguments):
     return list(places(jax.make_jaxpr(function)(*arguments).jaxpr, 1))
 
 
+@pytest.mark.quick_cases(2)
 @by_source(VECTORS["sha256"])
 def test_sha256_vectors(vector):
     assert bytes(sha256(array(vector["message"]))).hex() == vector["digest"]
 
 
+@pytest.mark.quick_cases(2)
 @by_source(VECTORS["hmac_sha256"])
 def test_hmac_vectors(vector):
     mac = hmac_sha256(array(vector["key"]), array(vector["message"]))
     assert bytes(mac).hex() == vector["mac"]
 
 
+@pytest.mark.quick_cases(1)
 @by_source(VECTORS["hkdf_sha256"])
 def test_hkdf_vectors(vector):
     salt, ikm, info = (array(vector[name]) for name in ("salt", "ikm", "info"))
@@ -88,6 +91,7 @@ def test_hkdf_vectors(vector):
     assert bytes(hkdf_expand(prk, info, vector["length"])).hex() == vector["okm"]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("length", [0, 55, 56, 63, 64, 65, 119, 120])
 def test_lengths_around_the_borders_of_blocks(length):
     message = random_bytes(length)
@@ -152,6 +156,7 @@ def test_a_digest_a_mac_and_a_key_are_one_loop_of_compressions_each(
     assert compressions(function, *arguments) == expected
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("length", [0, 41, 54, 55, 73, 119])
 def test_one_block_of_hkdf_against_openssl(length):
     """The lengths around the borders of blocks; those of the key schedule are 31 to 80 bytes."""
