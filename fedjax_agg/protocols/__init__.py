@@ -1,5 +1,6 @@
 """How words are hidden from the server and their sum recovered: one protocol, one file."""
 
+from fedjax_agg.protocols.light_secagg import LightSecAgg as LightSecAgg
 from fedjax_agg.protocols.plain import Plain as Plain
 from fedjax_agg.protocols.protocol import Cost as Cost
 from fedjax_agg.protocols.protocol import Exchange as Exchange

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_agg import _check
-from fedjax_agg.arithmetic import Ring
+from fedjax_agg.arithmetic import M31, Group, Ring
 from fedjax_agg.protocols.protocol import Cost, Protocol, packed_bytes
 from fedjax_agg.session import RoundContext
 from fedjax_agg.wire import Mail, Total, Upload
@@ -20,7 +20,7 @@ class Plain(Protocol):
     For experiments on quantisation, wrap, dropouts and bits, and as the oracle in tests.
 
     Attributes:
-        group: the ring of the words.
+        group: the group of the words.
 
     Formal Guarantees:
         None. The server sees every word of every client.
@@ -32,10 +32,12 @@ class Plain(Protocol):
         Array([5], dtype=uint32)
     """
 
-    group: Ring = Ring(32)
+    group: Group = Ring(32)
+
+    by_coordinate = True
 
     def __post_init__(self):
-        _check.instance("group-type", Ring, group=self.group)
+        _check.instance("group-type", (Ring, M31), group=self.group)
 
     def protect(self, words: jax.Array, private: None, ctx: RoundContext) -> Upload:
         """The words as they are."""

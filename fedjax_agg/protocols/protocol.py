@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg import _check
-from fedjax_agg.arithmetic import Ring
-from fedjax_agg.session import RoundContext
+from fedjax_agg.arithmetic import Group
+from fedjax_agg.session import RoundContext, Session
 from fedjax_agg.wire import Mail, Total, Upload
 
 
@@ -51,18 +51,21 @@ class Cost:
         server_keystream_words: words of ChaCha20 of the server, for all clients.
         server_field_products: multiplications in GF(2^31 - 1) of the server.
 
+    Work that is named at no stage is none.
+
     Example:
-        >>> cost = Cost(bytes_up={"upload": 400}, bytes_down={"upload": 0})
-        >>> cost.bytes_up["upload"], cost.client_keystream_words
-        (400, 0)
+        >>> words = {"upload": 100}
+        >>> cost = Cost({"upload": 400}, {"upload": 0}, client_keystream_words=words)
+        >>> cost.bytes_up["upload"], cost.client_keystream_words, cost.server_field_products
+        (400, {'upload': 100}, {})
     """
 
     bytes_up: Mapping[str, int]
     bytes_down: Mapping[str, int]
-    client_keystream_words: int = 0
-    client_field_products: int = 0
-    server_keystream_words: int = 0
-    server_field_products: int = 0
+    client_keystream_words: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    client_field_products: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    server_keystream_words: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    server_field_products: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Protocol(abc.ABC):
@@ -79,6 +82,9 @@ class Protocol(abc.ABC):
     Attributes:
         group: the integers that words, uploads and the total live in.
         rules: the names of the reasons for which a client refuses to go on.
+        by_coordinate: whether ``protect`` takes any part of the words, from ``ctx.start`` on, and
+            gives that part of the upload. Devices among which coordinates are shared out then do
+            their part only.
 
     Example:
         >>> from fedjax_agg.protocols import Plain, SecAgg
@@ -89,8 +95,9 @@ class Protocol(abc.ABC):
         (True, Plain(group=Ring(bits=20)))
     """
 
-    group: Ring
+    group: Group
     rules: tuple[str, ...] = ()
+    by_coordinate: bool = False
 
     def check(self, num_clients: int) -> None:
         """Raises ValueError where the configuration does not fit a cohort of this size."""
@@ -124,7 +131,7 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def protect(self, words: jax.Array, private: Any, ctx: RoundContext) -> Upload:
-        """One client's words, uint32[D] -> its upload."""
+        """One client's words, uint32[D], or a part of them from ``ctx.start`` on -> its upload."""
 
     def respond(self, num_clients: int) -> tuple[Exchange, ...]:
         """The exchanges after the uploads; ``ctx.survivors`` is the set that the server names."""
@@ -155,6 +162,31 @@ class Protocol(abc.ABC):
             num_clients: the size of the cohort.
             dropped: clients that are lost between their shares and their upload.
         """
+
+
+def needs_whole_cohort(protocol: Protocol, session: Session, num_clients: int) -> bool:
+    """Whether clients have messages for each other, and so a session of all of them is needed.
+
+    Raises:
+        ValueError: they have, and the session is not that of clients 1 to ``num_clients``.
+
+    Example:
+        >>> import fedjax_agg as fa
+        >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=4)
+        >>> needs_whole_cohort(fa.SecAgg(), session, 4), needs_whole_cohort(fa.Plain(), session, 9)
+        (True, False)
+    """
+    if not (protocol.prepare(num_clients) or protocol.respond(num_clients) or protocol.rules):
+        return False
+    ids = _check.concrete(session.client_ids)
+    if session.num_clients != num_clients or (ids is not None and ids[0] != 1):
+        raise _check.error(
+            "session-part",
+            f"session of {session.num_clients} clients"
+            + ("" if ids is None else f" from client {ids[0]} on"),
+            f"that of all {num_clients} clients from client 1 on",
+        )
+    return True
 
 
 class Refusals(NamedTuple):
@@ -203,10 +235,11 @@ class Refusals(NamedTuple):
         return Refusals(broken)
 
 
-def packed_bytes(length: int, group: Ring) -> int:
-    """The bytes of ``length`` elements of a ring, packed without gaps.
+def packed_bytes(length: int, group: Group) -> int:
+    """The bytes of ``length`` elements of a group, packed without gaps.
 
     Example:
+        >>> from fedjax_agg.arithmetic import Ring
         >>> packed_bytes(10, Ring(20))
         25
     """

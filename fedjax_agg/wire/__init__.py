@@ -2,6 +2,9 @@
 
 from fedjax_agg.wire.messages import Attestations as Attestations
 from fedjax_agg.wire.messages import Board as Board
+from fedjax_agg.wire.messages import ChannelBoard as ChannelBoard
+from fedjax_agg.wire.messages import CodedShares as CodedShares
+from fedjax_agg.wire.messages import CodedSum as CodedSum
 from fedjax_agg.wire.messages import PublicKeys as PublicKeys
 from fedjax_agg.wire.messages import RevealedShares as RevealedShares
 from fedjax_agg.wire.messages import SealedShares as SealedShares

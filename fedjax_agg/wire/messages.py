@@ -38,10 +38,12 @@ class Board(NamedTuple):
         entries: uint32[n, k, 2, 8], for each client, slot and key exchange what the client
             combines with its own secret. Of the ideal agreement: the secret of the edge, sealed
             under the client's secret. A deployment has the peer's public key in its place.
+        session_id: uint32[8], the digest of the keys and of the configuration, from which all
+            later keys are derived; every client computes it itself.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> Board(jnp.ones(2, bool), None, jnp.array([[1], [0]]), None).neighbours.tolist()
+        >>> Board(jnp.ones(2, bool), None, jnp.array([[1], [0]]), None, None).neighbours.tolist()
         [[1], [0]]
     """
 
@@ -49,6 +51,7 @@ class Board(NamedTuple):
     keys: PublicKeys
     neighbours: jax.Array
     entries: Any
+    session_id: jax.Array
 
 
 class SealedShares(NamedTuple):
@@ -125,6 +128,68 @@ class RevealedShares(NamedTuple):
     """
 
     shares: jax.Array
+    sent: jax.Array
+
+
+class ChannelBoard(NamedTuple):
+    """What the server of LightSecAgg publishes after stage *advertise*; everybody may hold it.
+
+    Attributes:
+        present: bool[n], who advertised a key.
+        keys: uint32[n, 8], the public keys of the channels.
+        entries: uint32[n, n, 8], for each client and peer what the client combines with its own
+            secret. Of the ideal agreement, as in ``Board``.
+        session_id: uint32[8], the digest of the keys and of the configuration, from which all
+            later keys are derived; every client computes it itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> ChannelBoard(jnp.ones(2, bool), None, None, None).present.tolist()
+        [True, True]
+    """
+
+    present: jax.Array
+    keys: jax.Array
+    entries: Any
+    session_id: jax.Array
+
+
+class CodedShares(NamedTuple):
+    """Stage *share* of LightSecAgg: for each peer one coded vector of a client's mask, sealed.
+
+    The server relays it; only the peer in whose row a vector lies can open it.
+
+    Attributes:
+        sealed: ``Sealed`` of uint32[n, L] and uint32[n, 8].
+        sent: bool[n], the rows that hold a message.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> sealed = Sealed(jnp.zeros((2, 5), jnp.uint32), jnp.zeros((2, 8), jnp.uint32))
+        >>> CodedShares(sealed, jnp.array([True, False])).sealed.ciphertext.shape
+        (2, 5)
+    """
+
+    sealed: Sealed
+    sent: jax.Array
+
+
+class CodedSum(NamedTuple):
+    """Stage *unmask* of LightSecAgg: the sum of a client's coded vectors of the survivors' masks.
+
+    For the server: from enough of them follows the sum of the masks, and no single one.
+
+    Attributes:
+        words: uint32[L], elements of GF(2^31 - 1).
+        sent: bool[], whether there is one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> CodedSum(jnp.zeros(5, jnp.uint32), jnp.bool_(True)).words.shape
+        (5,)
+    """
+
+    words: jax.Array
     sent: jax.Array
 
 

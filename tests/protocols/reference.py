@@ -122,6 +122,7 @@ class Setting:
     degree: int | None = None
     bits: int = 32
     consistency: bool = True
+    session_id: bytes = b""  # once the keys are advertised
 
     @property
     def n(self):
@@ -136,7 +137,16 @@ class Setting:
         return range(1, self.n + 1)
 
     def derive(self, secret, label, first=0, second=0, context=b""):
-        return derive(secret, label, self.public_seed, self.round_id, first, second, context)
+        return derive(secret, label, self.session_id, self.round_id, first, second, context)
+
+    def advertised(self, keys: Mapping[int, tuple[bytes, bytes]]) -> "Setting":
+        """The same, once all have seen the keys: a digest of everything that is public."""
+        rows = [b"".join(keys.get(client, (bytes(32), bytes(32)))) for client in self.clients]
+        numbers = struct.pack(">5I", self.n, 64, self.k, self.threshold, self.bits)
+        head = f"fedjax_agg/v{VERSION}/neighbours\0".encode() + numbers
+        digests = b"".join(hashlib.sha256(row).digest() for row in rows)
+        digest = hashlib.sha256(head + self.public_seed + digests).digest()
+        return dataclasses.replace(self, session_id=digest)
 
     @classmethod
     def of_seed(cls, seed: bytes, n: int, round_id: int, **configuration) -> "Setting":
@@ -179,7 +189,8 @@ class Sealed(NamedTuple):
 def join(setting: Setting, client: int) -> Keys:
     secret = setting.secrets[client - 1]
     labels = ("exchange", "recovery", "own-seed", "sharings")
-    return Keys(*(setting.derive(secret, label, client) for label in labels))
+    salt, number = setting.public_seed, setting.round_id
+    return Keys(*(derive(secret, label, salt, number, client, 0) for label in labels))
 
 
 def public_key(secret: bytes) -> bytes:
@@ -226,16 +237,12 @@ def offsets(n: int, k: int) -> list[int]:
     return near + [n // 2] * (k % 2) + [n - distance for distance in reversed(near)]
 
 
-def ring_order(setting: Setting, advertised: Mapping[int, tuple[bytes, bytes]]) -> list[int]:
+def ring_order(setting: Setting) -> list[int]:
     """The clients in the order in which they stand on the ring."""
     n = setting.n
     if setting.k == n - 1:
         return list(setting.clients)
-    rows = [b"".join(advertised.get(client, (bytes(32), bytes(32)))) for client in setting.clients]
-    head = f"fedjax_agg/v{VERSION}/neighbours\0".encode() + struct.pack(">II", n, 64)
-    digests = b"".join(hashlib.sha256(row).digest() for row in rows)
-    seed = hashlib.sha256(head + setting.public_seed + digests).digest()
-    words = to_words(chacha20(seed, 8 * n))
+    words = to_words(chacha20(setting.session_id, 8 * n))
     return sorted(setting.clients, key=lambda client: words[2 * client - 2 : 2 * client])
 
 
@@ -270,10 +277,11 @@ def unseal(setting, keys: ChannelKeys, sealed: Sealed, sender: int, receiver: in
     return to_words(xor(sealed.ciphertext, stream))
 
 
-def survivors_digest(n: int, survivors) -> bytes:
-    flags = "".join("1" if client in survivors else "0" for client in range(1, n + 1))
-    flags = flags.ljust(-(-n // 8) * 8, "0")
-    return hashlib.sha256(int(flags, 2).to_bytes(len(flags) // 8, "big")).digest()
+def survivors_digest(setting: Setting, survivors) -> bytes:
+    flags = "".join("1" if client in survivors else "0" for client in setting.clients)
+    flags = flags.ljust(-(-setting.n // 8) * 8, "0")
+    packed = int(flags, 2).to_bytes(len(flags) // 8, "big")
+    return hashlib.sha256(setting.session_id + packed).digest()
 
 
 class Round(NamedTuple):
@@ -313,7 +321,8 @@ def run(setting: Setting, inputs: Mapping[int, list[int]], lost: Mapping[int, st
     advertised = {
         u: (public_key(keys[u].channel), public_key(keys[u].recovery)) for u in alive("advertise")
     }
-    neighbours = neighbours_on(ring_order(setting, advertised), setting.k)
+    setting = setting.advertised(advertised)
+    neighbours = neighbours_on(ring_order(setting), setting.k)
 
     # The dealer, whom X25519 replaces. Entries of whoever is gone are of no use to anybody.
     entries = {}
@@ -359,7 +368,7 @@ def run(setting: Setting, inputs: Mapping[int, list[int]], lost: Mapping[int, st
         uploads[u] = [word % 2**setting.bits for word in words]
 
     # Attestations to all neighbours that survived, then one share of each neighbour.
-    digest = survivors_digest(setting.n, uploads)
+    digest = survivors_digest(setting, uploads)
     attested, revealed = {}, {}
     if setting.consistency:
         for u in alive("attest"):
@@ -470,6 +479,7 @@ def shown(round_: Round, inputs: Mapping[int, list[int]]) -> dict[str, Any]:
         "consistency": setting.consistency,
         "round_id": setting.round_id,
         "public_seed": setting.public_seed.hex(),
+        "session_id": setting.session_id.hex(),
         "secrets": hexes(setting.secrets),
         "agreement": hexes(setting.agreement),
         "contexts": setting.contexts and hexes(setting.contexts),

@@ -75,11 +75,16 @@ def play(*cases, protocol=PROTOCOL, quickly=True) -> list[Transcript]:
 
 @functools.cache
 def client_stage(stage, protocol=PROTOCOL):
-    """One client's part of a stage, compiled; of *share*, which rules it has found broken."""
+    """One client's part of a stage, compiled; of *share*, broken rules and to whom it sends."""
     run = eager_stage(stage, protocol)
     # Without the messages, the program of this stage is no more than its checks.
     checks = stage == "share"
-    called = (lambda *a: run(*a)[0].refusals) if checks else run
+
+    def checked(*arguments):
+        state, outbox = run(*arguments)
+        return state.refusals, outbox.sent
+
+    called = checked if checks else run
     return jax.jit(called, compiler_options=QUICKLY)
 
 
@@ -192,6 +197,7 @@ def server_view(kept, threshold=THRESHOLD, **configuration):
         secrets=(b"",) * n,
         agreement=(b"", b""),
         contexts=None if contexts is None else tuple(bytes(c) for c in contexts),
+        session_id=octets(public.board.session_id),
         **configuration,
     )
     neighbours = public.board.neighbours + 1
@@ -237,6 +243,7 @@ def server_inputs(played):
         keys=PublicKeys(*np.zeros((2, n, 8), np.uint32)),
         neighbours=np.array(list(played.neighbours.values()), np.int32) - np.int32(1),
         entries=np.zeros((n, k, 2, 8), np.uint32),
+        session_id=words_of(setting.session_id),
     )
     revealed = RevealedShares(np.zeros((n, k, 9), np.uint32), np.zeros((n, k), bool))
     for u, posted in played.advertised.items():

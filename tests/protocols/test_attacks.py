@@ -19,11 +19,15 @@ import pytest
 import scipy.stats
 
 import fedjax_agg as fa
+from fedjax_agg.arithmetic import Ring
 from fedjax_agg.protocols.secagg import RULES
 from fedjax_agg.sharing import graph
-from fedjax_agg.wire import Attestations
+from fedjax_agg.wire import Attestations, Mail
 from tests.protocols import reference, rounds
 from tests.protocols.rounds import LEVELS, PROTOCOL, THRESHOLD, Case, N
+
+# Most of them look at the same rounds, whose program takes a while to compile.
+pytestmark = pytest.mark.slow
 
 STANDARD_ERRORS = 5
 GUESS_BITS = 4
@@ -186,7 +190,8 @@ def attestation_of(kept, client, receiver, survivors):
     """A client's word to another on any set: what the corrupt do, and the honest once."""
     private, _ = state(kept, client)
     slot = kept.public.board.neighbours[client - 1].tolist().index(receiver - 1)
-    digest = reference.survivors_digest(len(survivors), 1 + np.flatnonzero(survivors))
+    setting = rounds.server_view(kept).setting
+    digest = reference.survivors_digest(setting, 1 + np.flatnonzero(survivors))
     key = rounds.octets(private.channel_keys[slot, ATTESTATION])
     return rounds.words_of(hmac.digest(key, digest, "sha256"))
 
@@ -240,7 +245,6 @@ def test_two_sets_of_survivors(consistency):
     assert refused == ({"few-attestations"} if consistency else set())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "broken"), [(2, True), (4, False)])
 def test_attestations_help_only_above_half_of_the_neighbours(threshold, broken):
     """Nobody is corrupt and every client checks attestations; 2 t > k decides."""
@@ -254,6 +258,49 @@ def test_attestations_help_only_above_half_of_the_neighbours(threshold, broken):
     guess, refused = two_sets(protocol, kept, view, told, corrupt=())
     assert opened(guess, case.words[VICTIM - 1].tolist()) == broken
     assert refused == (set() if broken else {"few-attestations"})
+
+
+def test_regions_of_a_sparse_graph_may_answer_two_sets_and_no_update_is_opened():
+    """What attestations do not give: on a ring of 40 clients the server names one set to one half
+    and another to the other half, and learns the sum of those who are in both. No client's two
+    secrets are opened: of each it has shares of one kind only."""
+    n, t, k = 40, 4, 6
+    protocol = fa.SecAgg(t, degree=k, min_survivors=37)
+    case = Case(rounds.session(0, n), rounds.integers(0, n, 16), rounds.alive_until(num_clients=n))
+    (kept,) = rounds.play(case, protocol=protocol)
+    neighbours, order = kept.public.board.neighbours, [0]
+    while len(order) < n:  # Slot 0 is the next client on the ring.
+        order.append(int(neighbours[order[-1], 0]))
+    place = np.argsort(order)
+    sets = np.ones((2, n), bool)
+    for half, start in enumerate((6, 26)):
+        sets[half, [order[start + step] for step in (0, 3, 6)]] = False
+    told = {client + 1: sets[place[client] // (n // 2)].tolist() for client in range(n)}
+    sent, outboxes = np.zeros(n, bool), []
+    for client in range(1, n + 1):
+        if told[client][client - 1]:
+            inbox = relay(kept, client, told, (), told[client])
+            found, outbox = ask(protocol, kept, client, told[client], inbox)
+            sent[client - 1] = not np.any(found.refusals.broken)
+            outboxes.append(outbox)
+        else:
+            outboxes.append(None)
+    nothing = jax.tree.map(np.zeros_like, next(x for x in outboxes if x is not None))
+    stacked = jax.tree.map(
+        lambda *rows: np.stack(rows), *[nothing if x is None else x for x in outboxes]
+    )
+    for half in (0, 1):
+        assert sent[place // (n // 2) == half].sum() >= 15
+    both = sets.all(axis=0)
+    uploads = kept.stages["upload"].outboxes.words[both].sum(axis=0, dtype=np.uint32)
+    mail = {"share": kept.stages["share"], "unmask": Mail(stacked, sent)}
+    total = rounds.recover(protocol)(uploads, mail, kept.public._replace(survivors=both))
+    assert total.ok
+    assert both.sum() < protocol.min_survivors
+    np.testing.assert_array_equal(total.words, case.plain_sum(both))
+    for owner in range(n):  # Of each client's holders, at least t were told one thing of it.
+        of_seed = [told[v + 1][owner] for v in neighbours[owner] if sent[v]]
+        assert sum(of_seed) < t or len(of_seed) - sum(of_seed) < t
 
 
 def answers_to_two_sets(neighbours, told, corrupt, threshold):
@@ -466,7 +513,6 @@ class ChosenOrder(fa.SecAgg):
         return graph.neighbours(jnp.array([0, 4, 1, 2, 3, 5], jnp.int32), self.degree)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "broken"), [(ChosenOrder(2, 2), True), (fa.SecAgg(2, 2), False)]
 )
@@ -490,7 +536,7 @@ def test_a_client_recomputes_its_neighbours():
     """From the list of keys and the beacon: a row that the server has changed is refused."""
     true = reference.sparse_round()
     setting = true.setting
-    protocol = fa.SecAgg(setting.threshold, degree=setting.degree)
+    protocol = fa.SecAgg(setting.threshold, degree=setting.degree, group=Ring(setting.bits))
     _, share = protocol.prepare(setting.n)
     secret = rounds.words_of(setting.secrets[VICTIM - 1])
 

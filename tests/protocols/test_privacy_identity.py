@@ -44,6 +44,7 @@ def structures():
     return found
 
 
+@pytest.mark.slow
 def test_the_structure_is_the_papers():
     """The sign of u towards v is that of u - v where both are there; each adds its self mask."""
     for name, (view, signs) in structures().items():

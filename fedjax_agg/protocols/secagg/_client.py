@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_agg.protocols import _channels
+from fedjax_agg.protocols._channels import ATTEST, FROM_PEER
 from fedjax_agg.protocols.secagg import _keys as secagg_keys
-from fedjax_agg.protocols.secagg._keys import ATTEST, FROM_PEER, RULES, Client, Keys
+from fedjax_agg.protocols.secagg._keys import RULES, Client, Keys
 from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import agreement, shamir
-from fedjax_agg.symmetric import seal
 from fedjax_agg.wire import Attestations, Board, PublicKeys, RevealedShares, SealedShares
 
 _MINUS_ONE = np.uint32(2**32 - 1)
@@ -20,7 +21,7 @@ def advertise(keys: Keys, inbox: None, ctx: RoundContext) -> tuple[Keys, PublicK
 
 
 def share(
-    keys: Keys, ctx: RoundContext, *, threshold: int, graph: jax.Array
+    keys: Keys, ctx: RoundContext, *, threshold: int, graph: jax.Array, session_id: jax.Array
 ) -> tuple[Client, SealedShares]:
     """One client checks the board, derives its keys and deals its shares."""
     board = ctx.board
@@ -28,20 +29,21 @@ def share(
     own = _index(ctx)
     neighbours, entries = board.neighbours[own], board.entries[own]
     present = board.present[neighbours]
+    invalid = _channels.all_zero(board.keys.channel) | _channels.all_zero(board.keys.mask)
     refusals = keys.refusals.add(
         RULES,
         own_keys=_posted_wrongly(keys.public, board, own),
-        invalid_key=jnp.any(_all_zero(board.keys)[neighbours] & present),
-        graph=jnp.any(neighbours != graph[own]),
+        invalid_key=jnp.any(invalid[neighbours] & present),
+        graph=jnp.any(neighbours != graph[own]) | jnp.any(board.session_id != session_id),
         few_keys=_count(present) < threshold,
     )
     peers = ids(neighbours)
     secrets = jnp.stack([keys.channel_secret, keys.recovery_secret])
     agree = jax.vmap(agreement.agree, (0, 1, None))
     channel, shared = agree(secrets, entries, slots(board))
-    channel_keys = secagg_keys.channel_keys(channel, peers, ctx)
-    pair_keys = secagg_keys.pair_keys(shared, ctx.client, peers, ctx.context_hash, ctx)
-    self_key = secagg_keys.self_key(keys.self_seed, ctx)
+    channel_keys = _channels.channel_keys(channel, peers, session_id, ctx)
+    pair_keys = secagg_keys.pair_keys(shared, ctx.client, peers, ctx.context_hash, session_id, ctx)
+    self_key = secagg_keys.self_key(keys.self_seed, session_id, ctx)
     signs = jnp.where(peers < ctx.client, np.uint32(1), _MINUS_ONE)
 
     chunks = jnp.concatenate(
@@ -49,11 +51,6 @@ def share(
     )
     coefficients = shamir.draw_coefficients(keys.sharing_key, threshold, chunks.shape[0])
     shares = shamir.share(chunks, coefficients, k)
-
-    def seal_for(keys, share, peer):
-        return seal.seal_with(
-            keys[:ATTEST], share, round_id=ctx.round_id, sender=ctx.client, receiver=peer
-        )
 
     client = Client(
         # Side by side from the start: put together in the loop over clients, they would be a
@@ -63,22 +60,22 @@ def share(
         channel_keys=channel_keys,
         shares=jnp.zeros((k, 2 * shamir.CHUNKS), jnp.uint32),
         present=present,
+        session_id=session_id,
         attested=jnp.zeros(32, jnp.uint8),
         answered=jnp.bool_(False),
         refusals=refusals,
     )
-    return client, SealedShares(jax.vmap(seal_for)(channel_keys, shares, peers), present)
+    silent = jnp.any(refusals.broken)
+    words = jnp.where(silent, np.uint32(0), shares)
+    sealed = _channels.seal_to_peers(channel_keys, words, peers, ctx)
+    return client, SealedShares(sealed, present & ~silent)
 
 
 def receive(client: Client, inbox: SealedShares, ctx: RoundContext, *, threshold: int) -> Client:
     """One client opens its neighbours' shares; who did not send one takes no further part."""
     peers = ids(ctx.board.neighbours[_index(ctx)])
 
-    def open_from(keys, sealed, peer):
-        keys = keys[FROM_PEER : FROM_PEER + ATTEST]
-        return seal.open_with(keys, sealed, round_id=ctx.round_id, sender=peer, receiver=ctx.client)
-
-    shares, authentic = jax.vmap(open_from)(client.channel_keys, inbox.sealed, peers)
+    shares, authentic = _channels.open_from_peers(client.channel_keys, inbox.sealed, peers, ctx)
     present = client.present & inbox.sent
     refusals = client.refusals.add(
         RULES,
@@ -103,7 +100,8 @@ def _checked_survivors(
     refusals = client.refusals.add(
         RULES,
         declared_lost=~ctx.survivors[own],
-        unknown_survivor=jnp.any(survived & ~client.present),
+        unknown_survivor=jnp.any(survived & ~client.present)
+        | jnp.any(ctx.survivors & ~ctx.board.present),
         few_survivors=(_count(survived) < threshold) | (_count(ctx.survivors) < least),
     )
     return client._replace(refusals=refusals), survived
@@ -114,12 +112,14 @@ def attest(
 ) -> tuple[Client, Attestations]:
     """One client's word to each neighbour on the set that the server named."""
     client, survived = _checked_survivors(client, ctx, threshold, least)
-    digest = secagg_keys.survivors_digest(ctx)
+    digest = _channels.survivors_digest(client.session_id, ctx)
     again = jnp.any(client.attested != np.uint8(0))
     refusals = client.refusals.add(RULES, attested_already=again)
-    tags = secagg_keys.tags(client.channel_keys[:, ATTEST], digest)
-    client = client._replace(attested=digest, refusals=refusals)
-    return client, Attestations(tags, survived)
+    silent = jnp.any(refusals.broken)
+    tags = _channels.tags(client.channel_keys[:, ATTEST], digest)
+    attested = jnp.where(silent, client.attested, digest)
+    client = client._replace(attested=attested, refusals=refusals)
+    return client, Attestations(jnp.where(silent, np.uint32(0), tags), survived & ~silent)
 
 
 def unmask(
@@ -135,8 +135,8 @@ def unmask(
     client, survived = _checked_survivors(client, ctx, threshold, least)
     found = {"answered_already": client.answered}
     if consistency:
-        digest = secagg_keys.survivors_digest(ctx)
-        expected = secagg_keys.tags(client.channel_keys[:, FROM_PEER + ATTEST], digest)
+        digest = _channels.survivors_digest(client.session_id, ctx)
+        expected = _channels.tags(client.channel_keys[:, FROM_PEER + ATTEST], digest)
         found["other_set"] = jnp.any(client.attested != digest)
         nothing = Attestations(jnp.zeros_like(expected), jnp.zeros_like(survived))
         tags, sent = nothing if inbox is None else inbox
@@ -156,16 +156,11 @@ def unmask(
 
 
 def _posted_wrongly(own_keys: PublicKeys, board: Board, own: jax.Array) -> jax.Array:
-    """Whether the board lacks this client's keys, or has one of them twice: bool[]."""
+    """Whether the board lacks this client's keys, or has anybody's key twice: bool[]."""
     wrong = ~board.present[own]
     for mine, posted in zip(own_keys, board.keys):
-        same = board.present & jnp.all(posted == mine[None], axis=1)
-        wrong = wrong | ~same[own] | (_count(same) != 1)
+        wrong = wrong | jnp.any(posted[own] != mine) | _channels.some_twice(posted, board.present)
     return wrong
-
-
-def _all_zero(keys: PublicKeys) -> jax.Array:
-    return jnp.all(keys.channel == 0, axis=1) | jnp.all(keys.mask == 0, axis=1)
 
 
 def _index(ctx: RoundContext) -> jax.Array:

@@ -9,14 +9,10 @@ from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import agreement
 from fedjax_agg.symmetric import key_schedule
-from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
-from fedjax_agg.symmetric.sha256 import hmac_sha256, sha256
 from fedjax_agg.wire import PublicKeys
 
 # The key exchanges, in the order of ``Board.entries``.
 CHANNEL, MASK = 0, 1
-# The keys of a channel: two to seal with and one to attest with, to the peer and then from it.
-ATTEST, FROM_PEER = 2, 3
 # The update is the first segment of a round's flat vector.
 _UPDATE_SEGMENT = 0
 
@@ -64,6 +60,9 @@ class Keys(NamedTuple):
     public: PublicKeys
     refusals: Refusals
 
+    def __repr__(self) -> str:
+        return "Keys(<redacted>)"
+
 
 class Client(NamedTuple):
     """What one client holds once it knows its neighbours; only that client may.
@@ -78,6 +77,8 @@ class Client(NamedTuple):
         shares: uint32[k, 18], its neighbours' shares: of the self seed, then of the recovery
             secret. Zeros once it has answered.
         present: bool[k], the neighbours that take part, as far as it knows.
+        session_id: uint32[8], the digest of the list of keys that it was shown, and of the
+            configuration.
         attested: uint8[32], the digest of the set that it has attested; zeros before.
         answered: bool[], whether it has revealed shares.
         refusals: which rules the client has found broken.
@@ -92,30 +93,36 @@ class Client(NamedTuple):
     channel_keys: jax.Array
     shares: jax.Array
     present: jax.Array
+    session_id: jax.Array
     attested: jax.Array
     answered: jax.Array
     refusals: Refusals
 
+    def __repr__(self) -> str:
+        return "Client(<redacted>)"
 
-def self_key(seed: jax.Array, ctx: RoundContext) -> jax.Array:
+
+def self_key(seed: jax.Array, session_id: jax.Array, ctx: RoundContext) -> jax.Array:
     """The key of a self mask, uint32[8], from the seed that is shared."""
     return key_schedule.derive_key(
         seed,
         key_schedule.SELF_MASK,
-        salt=ctx.public_seed,
+        salt=session_id,
         round_id=ctx.round_id,
         first=ctx.client,
     )
 
 
-def pair_keys(shared, own, peers, context_hashes, ctx: RoundContext) -> jax.Array:
+def pair_keys(
+    shared, own, peers, context_hashes, session_id: jax.Array, ctx: RoundContext
+) -> jax.Array:
     """The mask keys of edges: from their shared secrets and from the model at one end."""
 
     def pair_key(secret, own, peer, context_hash):
         return key_schedule.derive_key(
             secret,
             key_schedule.PAIR_MASK,
-            salt=ctx.public_seed,
+            salt=session_id,
             round_id=ctx.round_id,
             first=jnp.minimum(own, peer),
             second=jnp.maximum(own, peer),
@@ -125,38 +132,6 @@ def pair_keys(shared, own, peers, context_hashes, ctx: RoundContext) -> jax.Arra
     contexts_differ = context_hashes is not None and context_hashes.ndim == 2
     axes = (0, 0 if own.ndim else None, 0, 0 if contexts_differ else None)
     return jax.vmap(pair_key, axes)(shared, own, peers, context_hashes)
-
-
-def channel_keys(channel: jax.Array, peers: jax.Array, ctx: RoundContext) -> jax.Array:
-    """The six keys of each channel, uint32[k, 6, 8], from its secret."""
-    purposes = (key_schedule.SEAL_ENC, key_schedule.SEAL_MAC, key_schedule.ATTEST)
-
-    def keys(agreed, peer):
-        own, peer = (jnp.broadcast_to(x, len(purposes)) for x in (ctx.client, peer))
-        return key_schedule.derive_keys(
-            agreed,
-            2 * purposes,
-            salt=ctx.public_seed,
-            round_id=ctx.round_id,
-            first=jnp.concatenate([own, peer]),
-            second=jnp.concatenate([peer, own]),
-        )
-
-    return jax.vmap(keys)(channel, peers)
-
-
-def survivors_digest(ctx: RoundContext) -> jax.Array:
-    """Of the set of survivors that the server has named: uint8[32]."""
-    return sha256(jnp.packbits(ctx.survivors))
-
-
-def tags(keys: jax.Array, digest: jax.Array) -> jax.Array:
-    """The word on a set under each of k keys: uint32[k, 8]."""
-
-    def tag(key):
-        return words_from_bytes(hmac_sha256(bytes_from_words(key), digest))
-
-    return jax.vmap(tag)(keys)
 
 
 def mask_nonce() -> jax.Array:

@@ -18,8 +18,9 @@ from fedjax_agg.symmetric.chacha20 import keystream_sum
 from fedjax_agg.wire import Attestations, Board, Mail, RevealedShares, SealedShares, Total
 
 _MINUS_ONE = np.uint32(2**32 - 1)
-# Missing masks are repaired so many at a time.
-_EDGES_PER_STEP = 64
+# So many keys of missing masks are derived at a time, and so many masks added.
+_EDGES_PER_STEP = 1024
+_MASKS_PER_STEP = 64
 
 
 def keep(outboxes, sent, ctx) -> None:
@@ -67,7 +68,10 @@ def recover(
     # Of who was lost after sharing, the masks with surviving neighbours are in the sum.
     missing = lost[:, None] & survivors[board.neighbours]
     needed = survivors | jnp.any(missing, axis=1)
-    ok = jnp.any(survivors) & jnp.all(~needed | (enough & valid & check.consistent))
+    # What is rebuilt of a lost client is the secret of a key that it has advertised.
+    public = jax.vmap(agreement.public_key)(secrets)
+    right = survivors | jnp.all(public == board.keys.mask, axis=1)
+    ok = jnp.any(survivors) & jnp.all(~needed | (enough & valid & check.consistent & right))
     holders = jnp.take_along_axis(board.neighbours, jnp.maximum(check.culprit, 0)[:, None], axis=1)[
         :, 0
     ]
@@ -75,49 +79,74 @@ def recover(
     suspects = jnp.zeros(n, jnp.bool_).at[holders].max(named)
 
     def self_key(seed, client):
-        return secagg_keys.self_key(seed, ctx._replace(client=client))
+        return secagg_keys.self_key(seed, board.session_id, ctx._replace(client=client))
 
     clients = jnp.arange(1, n + 1, dtype=jnp.uint32)
     self_keys = jax.vmap(self_key)(secrets, clients)
     minus = jnp.where(survivors, _MINUS_ONE, np.uint32(0))
-    length = uploads.shape[0]
-    words = uploads + keystream_sum(self_keys, minus, mask_nonce(), length)
-    words = words + _repair(secrets, missing, board, ctx, length)
-    words = group.from_keystream(words)
+    pair_keys, signs = _missing_keys(secrets, missing, board, ctx)
+    keys = jnp.concatenate([self_keys, pair_keys])
+    coefficients = jnp.concatenate([minus, signs])
+    used = np.int32(n) + jnp.sum(missing, dtype=jnp.int32)
+    words = group.from_keystream(uploads + _masks(keys, coefficients, used, n, uploads.shape[0]))
     return Total(jnp.where(ok, words, np.uint32(0)), ok, suspects)
 
 
-def _repair(secrets, missing, board: Board, ctx: RoundContext, length: int) -> jax.Array:
-    """What brings the masks between lost and surviving neighbours out of the sum: uint32[length].
+def _missing_keys(
+    secrets: jax.Array, missing: jax.Array, board: Board, ctx: RoundContext
+) -> tuple[jax.Array, jax.Array]:
+    """The keys of masks between lost and surviving neighbours: uint32[m, 8], and their signs.
 
-    The work grows with the number of such edges, not with the number of all: their list is
-    compacted, and a loop with a *traced* trip count takes it block by block. Its size is that of
-    the worst case, because a smaller one would drop edges and give a wrong sum in silence.
+    They are the first rows of a table for the worst case, because a smaller one would drop some
+    and give a wrong sum in silence. The work grows with their number, not with that of all edges:
+    a loop with a *traced* trip count derives them, some at a time.
     """
     n, k = missing.shape
-    size = -(-n * k // _EDGES_PER_STEP) * _EDGES_PER_STEP
+    step_size = min(_EDGES_PER_STEP, n * k)
+    size = -(-n * k // step_size) * step_size
     (edges,) = jnp.nonzero(missing.ravel(), size=size, fill_value=n * k)
-    edges = edges.astype(jnp.int32)
     count = jnp.sum(missing, dtype=jnp.int32)
-    steps = (count + np.int32(_EDGES_PER_STEP - 1)) // np.int32(_EDGES_PER_STEP)
+    real = jnp.arange(size, dtype=jnp.int32) < count
+    edges = jnp.where(real, edges.astype(jnp.int32), np.int32(0))
+    lost, slot = edges // np.int32(k), edges % np.int32(k)
+    peer = board.neighbours[lost, slot]
+    # The survivor has added the mask if the lost client's id is the smaller one.
+    signs = jnp.where(lost < peer, _MINUS_ONE, np.uint32(1))
+    signs = jnp.where(real, signs, np.uint32(0))
 
-    def repair_some(step, words):
-        first = step * np.int32(_EDGES_PER_STEP)
-        some = lax.dynamic_slice_in_dim(edges, first, _EDGES_PER_STEP)
-        real = some < np.int32(n * k)
-        some = jnp.where(real, some, np.int32(0))
-        lost, slot = some // np.int32(k), some % np.int32(k)
-        peer = board.neighbours[lost, slot]
-        shared = agreement.agree(
-            secrets[lost], board.entries[lost, slot, MASK], slot.astype(jnp.uint32)
-        )
-        lost_ids, peer_ids = ids(lost), ids(peer)
+    def derive_some(step, keys):
+        # Without the barrier XLA takes what fits one step out of the loop, and does it always.
+        step, *some = lax.optimization_barrier((step, lost, slot, peer))
+        first = step * np.int32(step_size)
+        rows = [lax.dynamic_slice_in_dim(x, first, step_size) for x in some]
+        some_lost, some_slot, some_peer = rows
+        entries = board.entries[some_lost, some_slot, MASK]
+        shared = agreement.agree(secrets[some_lost], entries, some_slot.astype(jnp.uint32))
         # The key that is in the sum is the survivor's, with the model that it was given.
-        contexts = None if ctx.context_hash is None else ctx.context_hash[peer]
-        keys = secagg_keys.pair_keys(shared, lost_ids, peer_ids, contexts, ctx)
-        # The survivor has added the mask if the lost client's id is the smaller one.
-        signs = jnp.where(lost_ids < peer_ids, _MINUS_ONE, np.uint32(1))
-        signs = jnp.where(real, signs, np.uint32(0))
-        return words + keystream_sum(keys, signs, mask_nonce(), length)
+        contexts = None if ctx.context_hash is None else ctx.context_hash[some_peer]
+        derived = secagg_keys.pair_keys(
+            shared, ids(some_lost), ids(some_peer), contexts, board.session_id, ctx
+        )
+        return lax.dynamic_update_slice_in_dim(keys, derived, first, 0)
 
-    return _xla.client_loop(steps, repair_some, jnp.zeros(length, jnp.uint32))
+    steps = (count + np.int32(step_size - 1)) // np.int32(step_size)
+    return lax.fori_loop(0, steps, derive_some, jnp.zeros((size, 8), jnp.uint32)), signs
+
+
+def _masks(keys, coefficients, used: jax.Array, n: int, length: int) -> jax.Array:
+    """The sum of the first ``used`` masks of a table, block by block: uint32[length].
+
+    One loop for self masks and missing masks, because each place that makes masks is two seconds
+    of compilation. Blocks are as even as n, the number of self masks, lets them be.
+    """
+    blocks = -(-n // _MASKS_PER_STEP)
+    rows = -(-n // blocks // 8) * 8
+    table = jnp.concatenate([keys, coefficients[:, None]], axis=1)
+    table = jnp.pad(table, ((0, -table.shape[0] % rows), (0, 0)))
+
+    def add_some(step, words):
+        some = lax.dynamic_slice_in_dim(table, step * np.int32(rows), rows)
+        return words + keystream_sum(some[:, :8], some[:, 8], mask_nonce(), length)
+
+    steps = (used + np.int32(rows - 1)) // np.int32(rows)
+    return _xla.client_loop(steps, add_some, jnp.zeros(length, jnp.uint32))

@@ -26,7 +26,7 @@ from fedjax_agg.protocols.protocol import Cost, Exchange, Protocol, packed_bytes
 from fedjax_agg.protocols.secagg import _client as client
 from fedjax_agg.protocols.secagg import _server as server
 from fedjax_agg.protocols.secagg._keys import RULES, Client, Keys, join, mask_nonce
-from fedjax_agg.session import RoundContext
+from fedjax_agg.session import MAX_CLIENTS, RoundContext
 from fedjax_agg.sharing import agreement, graph, shamir
 from fedjax_agg.symmetric.chacha20 import keystream_sum
 from fedjax_agg.wire import Board, Mail, PublicKeys, SealedShares, Total, Upload
@@ -62,8 +62,9 @@ class SecAgg(Protocol):
     | lost at *attest* or *unmask* | its update is in the sum; its help is not needed |
     | fewer than t neighbours of a client answer | ``ok`` False, zeros |
     | a client refuses | counts as lost from there on; ``report.refusals`` says why |
-    | a revealed share is wrong | of t answers: unnoticed, the sum is garbage; of t + 1 and more: \
-``ok`` False; of t + 2 and more, if one lied: ``report.suspects`` names its holder |
+    | a revealed share is wrong | of t answers about a survivor: unnoticed, the sum is garbage; \
+about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if one share is wrong: \
+``report.suspects`` names its holder, who may have been dealt it so |
 
     Formal Guarantees:
         **Server that follows the protocol**, with any fewer than t neighbours of each client:
@@ -71,14 +72,30 @@ class SecAgg(Protocol):
         updates. Uploads are as strong as ChaCha20 under 256-bit keys from an **ideal** key
         agreement, sealed shares as ChaCha20 and HMAC-SHA256, shares unconditionally so. On a
         random graph this holds but with the probability that the plan states.
-        **Server that names different survivors to different clients**: with ``consistency`` no
-        two sets are answered, provided 2 t > k + (corrupt neighbours); the planner sees to it.
-        **t - 1 clients without the server**, or a network observer: nothing beyond what all may
-        see, namely keys, graph, survivors and lengths.
-        **Not given**: privacy of the sum itself, or of a sum over few; validity: one client that
-        uploads wrong words destroys the sum unnoticed; protection from a server that enrols
-        clients of its own, or drops honest ones until the sum is over those it colludes with;
-        forward secrecy within the round.
+        **Server that names different survivors to different clients**: with ``consistency`` and
+        2 t > k + (corrupt neighbours), which the planner sees to and a bare ``SecAgg`` does not,
+        no client's two secrets are both opened. Nor is an update bare otherwise: of a client's
+        honest neighbours at least 2 t - k - (corrupt neighbours) > 0 have a mask with it and have
+        named it a survivor, and their secrets stay closed. On the complete graph one set is
+        answered, or none. On a random graph clients far apart may answer different sets, and the
+        server learns the sum of those who are in both; ``min_survivors`` then bounds the sets
+        that it names, not that sum.
+        **t - 1 clients without the server**: nothing beyond what all may see, namely keys, graph,
+        survivors and lengths. **A network observer** the same, and who sends what when, as long
+        as the links to the server are encrypted and authenticated, which is not part of the
+        protocol; without that it sees what the server sees, and learns the sum.
+        **Lists of keys**: every key after *advertise* depends on the list, so clients who are
+        shown different lists share no key and refuse each other's messages. A server that tries
+        many lists, with clients of its own or without some that are honest, can choose among
+        their graphs, and surround a client of low degree; a beacon that is published after the
+        list would prevent it, and the seed of a simulation is none.
+        **Not given**: authenticity of public keys, for which there is no authority here: a server
+        that puts its own in the place of others' opens everything; privacy of the sum itself, or of
+        a sum over few; validity: one client that uploads wrong words destroys the sum unnoticed,
+        and one that deals wrong shares can fail a round and have their holder suspected; protection
+        from a server that enrols clients of its own, or drops honest ones until the sum is over
+        those it colludes with; forward secrecy within the round; anything for a client whose state
+        masks two updates.
 
     Example:
         The third of five clients is lost before it uploads:
@@ -102,19 +119,25 @@ class SecAgg(Protocol):
     min_survivors: int | None = None
 
     rules = RULES
+    by_coordinate = True
 
     def __post_init__(self):
         _check.instance("group-type", Ring, group=self.group)
         for name, low in (("degree", 1), ("threshold", 1), ("min_survivors", 2)):
             value = getattr(self, name)
             if value is not None:
-                high = self.degree if name == "threshold" and self.degree else shamir.MAX_HOLDERS
+                high = {
+                    "degree": shamir.MAX_HOLDERS,
+                    "threshold": self.degree or shamir.MAX_HOLDERS,
+                    "min_survivors": MAX_CLIENTS,
+                }[name]
                 tag = name.replace("_", "-")
                 object.__setattr__(self, name, _check.integer_in(tag, low, high, **{name: value}))
 
     def check(self, num_clients: int) -> None:
         """Raises ValueError where degree or threshold do not fit a cohort of this size."""
         k = self.degree_of(num_clients)
+        _check.integer_in("sharing-clients", 1, shamir.MAX_HOLDERS, degree=k)
         graph.offsets(num_clients, k)
         _check.integer_in("threshold", 1, k, threshold=self.threshold_of(num_clients))
         if self.min_survivors is not None:
@@ -142,17 +165,23 @@ class SecAgg(Protocol):
         )
 
     def _publish(self, keys: PublicKeys, sent: jax.Array, ctx: RoundContext) -> Board:
-        return Board(sent, keys, self._graph(keys, ctx), None)
+        session_id = self._session_id(keys, ctx)
+        return Board(sent, keys, self._graph(session_id, keys), None, session_id)
 
-    def _graph(self, keys: PublicKeys, ctx: RoundContext) -> jax.Array:
+    def _session_id(self, keys: PublicKeys, ctx: RoundContext) -> jax.Array:
+        """What all later keys depend on: the public keys of all, and the configuration."""
+        n = keys.mask.shape[0]
+        numbers = (self.degree_of(n), self.threshold_of(n), self.group.bits)
+        key_list = jnp.concatenate([keys.channel, keys.mask], axis=1)
+        return graph.permutation_seed(ctx.public_seed, key_list, numbers)
+
+    def _graph(self, session_id: jax.Array, keys: PublicKeys) -> jax.Array:
         """The neighbours of every client: a function of what is public, after the keys are."""
         n = keys.mask.shape[0]
         if self.degree_of(n) == n - 1:
             order = jnp.arange(n, dtype=jnp.int32)
         else:
-            key_list = jnp.concatenate([keys.channel, keys.mask], axis=1)
-            seed = graph.permutation_seed(ctx.public_seed, key_list)
-            order = graph.permutation(seed, n)
+            order = graph.permutation(session_id, n)
         return graph.neighbours(order, self.degree_of(n))
 
     def deal(self, board: Board, handles: jax.Array, private: Keys, ctx: RoundContext) -> Board:
@@ -170,9 +199,15 @@ class SecAgg(Protocol):
         )
 
     def _share(self, keys: Keys, inbox: None, ctx: RoundContext) -> tuple[Client, SealedShares]:
-        graph_of_keys = self._graph(ctx.board.keys, ctx)
-        threshold = self.threshold_of(graph_of_keys.shape[0])
-        return client.share(keys, ctx, threshold=threshold, graph=graph_of_keys)
+        posted = ctx.board.keys
+        session_id = self._session_id(posted, ctx)
+        return client.share(
+            keys,
+            ctx,
+            threshold=self.threshold_of(posted.mask.shape[0]),
+            graph=self._graph(session_id, posted),
+            session_id=session_id,
+        )
 
     def receive(self, private: Client, inbox: SealedShares, ctx: RoundContext) -> Client:
         """One client opens its neighbours' shares; who did not send one takes no further part."""
@@ -181,7 +216,8 @@ class SecAgg(Protocol):
 
     def protect(self, words: jax.Array, private: Client, ctx: RoundContext) -> Upload:
         """The words plus the self mask plus the signed pair masks: one sum of keystreams."""
-        masks = keystream_sum(private.mask_keys, private.signs, mask_nonce(), words.shape[0])
+        start = 0 if ctx.start is None else ctx.start
+        masks = keystream_sum(private.mask_keys, private.signs, mask_nonce(), words.size, start)
         return Upload(self.group.add(words, self.group.from_keystream(masks)))
 
     def respond(self, num_clients: int) -> tuple[Exchange, ...]:
@@ -225,7 +261,8 @@ class SecAgg(Protocol):
         }
         survivors = -(-n // 8)
         down = {
-            "advertise": 2 * k * _KEY_BYTES,
+            # Also of who is no neighbour: the graph is recomputed, and no key may be there twice.
+            "advertise": 2 * (n - 1) * _KEY_BYTES,
             "share": sealed,
             "upload": 0,
             "attest": survivors,
@@ -237,9 +274,11 @@ class SecAgg(Protocol):
         return Cost(
             bytes_up=up,
             bytes_down=down,
-            client_keystream_words=(k + 1) * length,
-            client_field_products=2 * chunks * k * (t - 1),
-            server_keystream_words=(n - dropped + dropped * min(k, n - dropped)) * length,
+            client_keystream_words={"upload": (k + 1) * length},
+            client_field_products={"share": 2 * chunks * k * (t - 1)},
+            server_keystream_words={
+                "unmask": (n - dropped + dropped * min(k, n - dropped)) * length
+            },
             # For each client: the products of k + 1 points, k inverses, and the weighted sums.
-            server_field_products=n * (k * (k + 1) + 63 * k + 4 * chunks * k),
+            server_field_products={"unmask": n * (k * (k + 1) + 63 * k + 4 * chunks * k)},
         )
