@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 GUARDED = jax.__version_info__ >= (0, 11)
@@ -63,3 +64,13 @@ def client_loop(count: int | jax.Array, body: Callable[[Any, Any], Any], init: A
 
     guard = 0.5 * jnp.eye(4, dtype=jnp.float32)
     return lax.fori_loop(0, count, guarded_body, (guard, init))[1]
+
+
+def varying_with(x: jax.Array, *others: jax.Array) -> jax.Array:
+    """``x``, uint32, with a zero that is made of the others added to it.
+
+    Inside a ``shard_map`` the first carry of a loop must be known to vary over the mesh as all
+    later ones do, which are made of these others.
+    """
+    some = [jnp.sum(jnp.ravel(other)[:1], dtype=jnp.uint32) for other in others]
+    return x + sum(some) * np.uint32(0)
