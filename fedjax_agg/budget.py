@@ -19,6 +19,8 @@ def largest_weight(
     protocol: Protocol,
     weights: Any = None,
     max_weight: int | None = None,
+    *,
+    shift: int = 0,
 ) -> int:
     """The largest weight of a round, after the proof that no sum can wrap.
 
@@ -31,6 +33,7 @@ def largest_weight(
         protocol: whose group the sum is in.
         weights: None where every client counts once.
         max_weight: the user's choice; None takes the largest that fits.
+        shift: low bits of the ring that words leave empty, as those of a blind round do.
 
     Returns:
         The largest integer weight, 1 where ``weights`` is None.
@@ -47,7 +50,7 @@ def largest_weight(
         >>> largest_weight(100, codec, Plain(Ring(24)), weights=jnp.ones(100))
         81
     """
-    levels, largest = codec.bound(), protocol.group.largest
+    levels, largest = codec.bound(), protocol.group.largest >> shift
     if max_weight is not None:
         max_weight = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
     if weights is None:
@@ -58,10 +61,10 @@ def largest_weight(
         wanted = max_weight
     if num_clients * wanted * levels > largest:
         raise _check.error(
-            "weight-budget",
+            "blind-budget" if shift else "weight-budget",
             f"num_clients * max_weight * max_levels = {num_clients} * {wanted} * {levels} "
             f"= {num_clients * wanted * levels}",
-            f"at most 2**{protocol.group.bits - 1} - 1 = {largest}",
+            f"at most 2**{protocol.group.bits - 1 - shift} - 1 = {largest}",
         )
     if wanted * levels > MAX_UNITS:
         raise _check.error(
@@ -70,6 +73,18 @@ def largest_weight(
             "below 2**23",
         )
     return wanted
+
+
+def blind_shift(num_clients: int) -> int:
+    """v, the low bits that words of a blind round leave empty: floor(log2 num_clients).
+
+    No number of survivors is divided by a larger power of two than 2^v.
+
+    Example:
+        >>> blind_shift(7), blind_shift(8)
+        (2, 3)
+    """
+    return num_clients.bit_length() - 1
 
 
 def weights_on_grid(weights: Any, max_weight: int) -> tuple[jax.Array, int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_agg import _check
 from fedjax_agg.participation import STAGES
@@ -10,7 +10,7 @@ from fedjax_agg.plan import Plan
 from fedjax_agg.protocols import Protocol
 from fedjax_agg.protocols.protocol import Cost
 
-# Bytes are known by stage, work only for the whole round.
+# The last line of a role, after its stages.
 ROUND = "round"
 _FIRST_STAGE_WITHOUT_THE_DROPPED = "upload"
 
@@ -24,8 +24,8 @@ class CostRow(NamedTuple):
         stage: the name of a stage, or ``"round"`` for all of them.
         bytes_sent: by this role.
         bytes_received: by this role.
-        keystream_words: 32-bit words of ChaCha20; None at a single stage.
-        field_products: multiplications in GF(2^31 - 1); None at a single stage.
+        keystream_words: 32-bit words of ChaCha20 for masks.
+        field_products: multiplications in GF(2^31 - 1).
 
     Example:
         >>> CostRow("Plain", "client", "round", 400, 0, 0, 0).bytes_sent
@@ -37,8 +37,8 @@ class CostRow(NamedTuple):
     stage: str
     bytes_sent: int
     bytes_received: int
-    keystream_words: int | None
-    field_products: int | None
+    keystream_words: int
+    field_products: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CostComparison:
 
     def __str__(self) -> str:
         titles = tuple(name.replace("_", " ") for name in CostRow._fields)
-        cells = [titles, *(tuple(map(_shown, row)) for row in self.rows)]
+        cells = [titles, *(tuple(_shown(cell) for cell in row) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = []
         for line in cells:
@@ -97,9 +97,9 @@ def compare_costs(
         >>> plan = plan_round(100, num_clients=10, clip=1.0, bits=8, dropout=0.2)
         >>> print(compare_costs(plan, [Plain(plan.group)]))
         protocol  role    stage   bytes sent  bytes received  keystream words  field products
-        Plain     client  upload         150               0
+        Plain     client  upload         150               0                0               0
         Plain     client  round          150               0                0               0
-        Plain     server  upload           0           1,200
+        Plain     server  upload           0           1,200                0               0
         Plain     server  round            0           1,200                0               0
     """
     _check.instance("plan-type", Plan, plan=plan)
@@ -144,20 +144,17 @@ def _stages(cost: Cost) -> list[str]:
 
 
 def _client_rows(name: str, cost: Cost) -> list[CostRow]:
+    columns = (
+        cost.bytes_up,
+        cost.bytes_down,
+        cost.client_keystream_words,
+        cost.client_field_products,
+    )
     rows = [
-        CostRow(
-            name,
-            "client",
-            stage,
-            cost.bytes_up.get(stage, 0),
-            cost.bytes_down.get(stage, 0),
-            None,
-            None,
-        )
+        CostRow(name, "client", stage, *(column.get(stage, 0) for column in columns))
         for stage in _stages(cost)
     ]
-    work = cost.client_keystream_words, cost.client_field_products
-    return [*rows, _total(name, "client", rows, work)]
+    return [*rows, _total(rows)]
 
 
 def _server_rows(name: str, cost: Cost, num_clients: int, dropped: int) -> list[CostRow]:
@@ -166,19 +163,19 @@ def _server_rows(name: str, cost: Cost, num_clients: int, dropped: int) -> list[
     for stage in _stages(cost):
         gone = STAGES.index(stage) >= STAGES.index(_FIRST_STAGE_WITHOUT_THE_DROPPED)
         present = num_clients - dropped if gone else num_clients
-        sent, received = cost.bytes_down.get(stage, 0), cost.bytes_up.get(stage, 0)
-        rows.append(CostRow(name, "server", stage, present * sent, present * received, None, None))
-    work = cost.server_keystream_words, cost.server_field_products
-    return [*rows, _total(name, "server", rows, work)]
+        traffic = (present * by.get(stage, 0) for by in (cost.bytes_down, cost.bytes_up))
+        work = (
+            by.get(stage, 0) for by in (cost.server_keystream_words, cost.server_field_products)
+        )
+        rows.append(CostRow(name, "server", stage, *traffic, *work))
+    return [*rows, _total(rows)]
 
 
-def _total(name: str, role: str, rows: list[CostRow], work: tuple[int, int]) -> CostRow:
-    sent = sum(row.bytes_sent for row in rows)
-    received = sum(row.bytes_received for row in rows)
-    return CostRow(name, role, ROUND, sent, received, *work)
+def _total(rows: list[CostRow]) -> CostRow:
+    """The whole round: the sum of the stages."""
+    numbers = (sum(column) for column in list(zip(*rows))[3:])
+    return CostRow(*rows[0][:2], ROUND, *numbers)
 
 
-def _shown(cell: str | int | None) -> str:
-    if cell is None:
-        return ""
+def _shown(cell: Any) -> str:
     return cell if isinstance(cell, str) else f"{cell:,}"

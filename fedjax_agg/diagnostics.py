@@ -55,8 +55,7 @@ def diagnose(updates: Any, *, codec: Codec) -> Diagnostics:
         [0, 1]
     """
     _check.instance("codec-type", Codec, codec=codec)
-    first = jnp.shape(jax.tree.leaves(updates)[0])
-    structure = client_structure(updates, first[0] if first else 0)
+    structure = client_structure(updates)
 
     def one(update):
         units = codec.forward(update, RoundContext(structure=structure))

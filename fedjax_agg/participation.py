@@ -10,8 +10,10 @@ import numpy as np
 from fedjax_agg import _check
 from fedjax_agg.session import MAX_CLIENTS
 from fedjax_agg.sharing import graph
+from fedjax_agg.sharing.parameters import whole_clients
 from fedjax_agg.symmetric import key_schedule
 
+_SLACK = np.float32(2.0**-20)
 # A protocol runs through some of them, always in this order.
 STAGES = ("advertise", "share", "upload", "attest", "unmask")
 
@@ -90,17 +92,17 @@ def drop_clients(
     Args:
         seed: uint32[8], from ``root_seed`` or ``fixed_seed``.
         num_clients: the size of the cohort.
-        rate: the part of the clients that is lost, in [0, 1]: their number is the nearest whole
-            number to ``rate * num_clients``. May be traced.
+        rate: the part of the clients that is lost, in [0, 1]: their number is ``rate *
+            num_clients`` rounded down, as ``plan_round`` counts them. May be traced.
         stage: "advertise", "share", "upload", "attest" or "unmask": their message of this stage
             is the first that does not arrive.
-        round_id: which round; every round loses other clients. May be traced.
+        round_id: which round, from 0 to 2^32 - 1; every round loses other clients. May be traced.
 
     Returns:
         The ``Participation``.
 
     Raises:
-        ValueError: a seed of another form, an unknown stage, a rate out of range.
+        ValueError: a seed of another form, an unknown stage, a rate or round out of range.
 
     Example:
         >>> import fedjax_agg as fa
@@ -111,19 +113,20 @@ def drop_clients(
     _check.words("seed", (8,), seed=seed)
     _check.one_of("stage", STAGES, stage=stage)
     num_clients = _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
-    number = _check.concrete(rate)
-    if number is not None and not (number.dtype != object and 0 <= number <= 1):
-        raise _check.error("drop-rate", f"rate={_check.shown(rate)}", "a number from 0 to 1")
-    round_id = jnp.asarray(round_id).astype(jnp.uint32)
-    alive = _survivors(seed, jnp.asarray(rate, jnp.float32), round_id, num_clients)
+    _check.fraction("drop-rate", rate=rate)
+    number, round_number = _check.concrete(rate), _check.round_number(round_id)
+    if number is not None and number.dtype != np.float32:
+        lost = jnp.int32(whole_clients(float(number), num_clients))
+    else:
+        # The nearest float32 to one tenth, times ten, may be a little less than one.
+        lost = jnp.floor((jnp.asarray(rate, jnp.float32) + _SLACK) * num_clients).astype(jnp.int32)
+    alive = _survivors(seed, lost, round_number, num_clients)
     return Participation.until(stage, alive)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _survivors(seed, rate, round_id, num_clients):
+def _survivors(seed, lost, round_id, num_clients):
     key = key_schedule.derive_key(
         seed, key_schedule.DROPOUTS, salt=jnp.zeros(8, jnp.uint32), round_id=round_id
     )
-    order = graph.permutation(key, num_clients)
-    lost = jnp.round(rate * num_clients).astype(jnp.int32)
-    return order >= lost
+    return graph.permutation(key, num_clients) >= lost

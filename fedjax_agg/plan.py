@@ -9,13 +9,16 @@ import numpy as np
 
 from fedjax_agg import _check
 from fedjax_agg.arithmetic import Ring
+from fedjax_agg.budget import blind_shift
 from fedjax_agg.codecs import FixedPoint
 from fedjax_agg.protocols import SecAgg
-from fedjax_agg.protocols.protocol import Cost
+from fedjax_agg.protocols.protocol import Cost, packed_bytes
 from fedjax_agg.rounding import MAX_UNITS
 from fedjax_agg.session import MAX_CLIENTS
 from fedjax_agg.sharing import parameters
+from fedjax_agg.sharing.shamir import MAX_HOLDERS
 from fedjax_agg.structure import Structure
+from fedjax_agg.symmetric.homomorphic_mac import TAG_WORDS
 
 # float32 rounds about ten times between an update and its mean (clip, scale, weight, lift,
 # divide), and the norm of a long update adds as much again: 2^-24 each, with room to spare.
@@ -46,11 +49,12 @@ class Plan:
             that shows them different ones learns no more.
         degree: the neighbours of a client in the graph; n - 1 is the complete graph.
         threshold: how many of them must answer to rebuild what it shared.
-        min_survivors: the fewest clients whose sum is opened.
+        min_survivors: for how few survivors a client still answers.
         log2_privacy_failure: log2 of a bound on the probability that more than the sum is
             learnt; None where it cannot happen.
         log2_correctness_failure: log2 of a bound on the probability that a round fails; None
             where it cannot happen. Both as in ``GraphParameters``.
+        blind: whether the ring has room for the low bits of a ``blind_mean``.
 
     Example:
         >>> plan = plan_round(1000, num_clients=100, clip=1.0, bits=16)
@@ -78,6 +82,7 @@ class Plan:
     min_survivors: int | None = None
     log2_privacy_failure: float | None = None
     log2_correctness_failure: float | None = None
+    blind: bool = False
 
     @property
     def group(self) -> Ring:
@@ -86,8 +91,8 @@ class Plan:
 
     @property
     def length(self) -> int:
-        """Words of a client's vector: its coordinates, and its weight where there are weights."""
-        return self.size + (self.max_weight > 1)
+        """Words of a client's vector: coordinates, weight if any, and in a blind round the tag."""
+        return self.size + (self.max_weight > 1) + (TAG_WORDS if self.blind else 0)
 
     @property
     def dropped(self) -> int:
@@ -112,7 +117,7 @@ class Plan:
     @property
     def server_keystream_words(self) -> int:
         """32-bit words of ChaCha20 that the server generates when ``plan.dropped`` are lost."""
-        return self.cost.server_keystream_words
+        return sum(self.cost.server_keystream_words.values())
 
     def protocol(self) -> SecAgg:
         """The protocol of the plan."""
@@ -124,6 +129,11 @@ class Plan:
             min_survivors=self.min_survivors,
         )
 
+    @property
+    def shift(self) -> int:
+        """How many low bits of the ring words leave empty: in a blind round floor(log2 n)."""
+        return blind_shift(self.num_clients) if self.blind else 0
+
     def codec(self, *, norm: str = "l2", rounding: str = "stochastic") -> FixedPoint:
         """The codec of the plan."""
         return FixedPoint(
@@ -131,13 +141,15 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        largest = self.num_clients * self.max_weight * self.levels
+        largest = self.num_clients * self.max_weight * self.levels << self.shift
+        low_bits = f" x 2**{self.shift} (blind)" if self.blind else ""
         ring = (
             f"{self.num_clients} clients x weight {self.max_weight} x {self.levels} levels"
-            f" = {largest} <= 2**{self.ring_bits - 1} - 1 = {self.group.largest}: no sum wraps\n"
+            f"{low_bits} = {largest} <= 2**{self.ring_bits - 1} - 1 = {self.group.largest}:"
+            " no sum wraps\n"
             f"step {self.step:.6g}, error of the mean at most {self.error_bound:.6g},"
             f" {self.ring_bits} bits a coordinate,\n"
-            f"{-(-self.size * self.ring_bits // 8)} bytes an upload"
+            f"{packed_bytes(self.length, self.group)} bytes an upload"
         )
         return ring if self.degree is None else f"{ring}\n{self._graph_lines()}"
 
@@ -147,11 +159,15 @@ class Plan:
         corrupt = parameters.whole_clients(self.collusion or 0.0, n)
         others = "all" if self.degree == n - 1 else f"{self.degree} of the"
         server = "shows clients different survivors" if self.consistency else "follows the rules"
-        learns = (
-            "no more than the sum"
-            if self.log2_privacy_failure is None
-            else f"more than the sum with probability at most {_power(self.log2_privacy_failure)}"
-        )
+        learns = "learns no more than the sum"
+        if self.log2_privacy_failure is not None:
+            odds = f"with probability at most {_power(self.log2_privacy_failure)}"
+            learns = f"learns more than the sum {odds}"
+            if self.consistency and self.degree != n - 1:
+                learns = (
+                    f"opens the update of one client {odds};\n"
+                    "the sum that it learns may be over fewer survivors than it names"
+                )
         fails = (
             "no round fails"
             if self.log2_correctness_failure is None
@@ -161,8 +177,8 @@ class Plan:
             f"Each client shares its secrets with {others} {n - 1} others,"
             f" and {self.threshold} of them can rebuild one.\n"
             f"A server that {server}, with {corrupt} of {n} clients corrupt,\n"
-            f"learns {learns}.\n"
-            f"Sums of fewer than {self.min_survivors} clients are never opened;"
+            f"{learns}.\n"
+            f"Clients answer for no fewer than {self.min_survivors} survivors;"
             f" with {self.dropped} lost,\n{fails}.\n"
             f"A client sends {self.bytes_up} and receives {self.bytes_down} bytes in a round,"
             f" and the server\ngenerates {self.server_keystream_words} words of keystream."
@@ -176,6 +192,7 @@ def plan_round(
     clip: float,
     bits: int,
     max_weight: int = 1,
+    blind: bool = False,
     dropout: float | None = None,
     collusion: float | None = None,
     consistency: bool = True,
@@ -189,15 +206,18 @@ def plan_round(
 
     Args:
         params_or_size: the parameters, any pytree of floats, or their number.
-        num_clients: clients in a cohort, 2 to 65535.
+        num_clients: clients in a cohort, 2 to 2^31 - 1; a graph has up to 65535 neighbours.
         clip: the bound on the norm of one update, in its own units.
         bits: the resolution of one client's word, 2 to 24: levels = 2^(bits-1) - 1.
         max_weight: the largest integer weight.
+        blind: whether the round is a ``blind_mean``, whose words leave floor(log2 num_clients)
+            low bits of the ring empty, and are followed by the 64 words of a tag.
         dropout: the fraction of clients that may drop out, in [0, 1).
         collusion: the fraction of clients that may be corrupt, in [0, 1).
         consistency: whether clients attest the survivors before they answer, against a server
             that shows them different ones (semi-malicious). False trusts it with that (honest
-            but curious), and a smaller graph will do.
+            but curious), and a smaller graph will do. On a graph that is not complete such a
+            server can still have the sum of fewer survivors than it names, as ``SecAgg`` says.
         security: more than the sum is learnt with a probability of at most 2^-security.
         failure: a round fails with a probability of at most 2^-failure.
 
@@ -212,7 +232,7 @@ def plan_round(
         >>> print(plan_round(1_000_000, num_clients=100, clip=1.0, bits=16, max_weight=20))
         100 clients x weight 20 x 32767 levels = 65534000 <= 2**26 - 1 = 67108863: no sum wraps
         step 3.05185e-05, error of the mean at most 3.24259e-05, 27 bits a coordinate,
-        3375000 bytes an upload
+        3375004 bytes an upload
 
         A sparse graph, for which the words of a client are masked with 96 keys and not 999:
 
@@ -235,13 +255,15 @@ def plan_round(
         raise _check.error("clip", f"clip={_check.shown(clip)}", "one number that is not traced")
     bits = _check.integer_in("plan-bits", 2, MAX_UNITS.bit_length() + 1, bits=bits)
     max_weight = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
-    if not isinstance(consistency, bool):
-        raise _check.error("consistency", f"consistency={_check.shown(consistency)}", "a bool")
+    for name, value in (("consistency", consistency), ("blind", blind)):
+        if not isinstance(value, bool):
+            raise _check.error(name, f"{name}={_check.shown(value)}", "a bool")
     levels = 2 ** (bits - 1) - 1
+    shift = blind_shift(num_clients) if blind else 0
     for limit, product, numbers in (
         (MAX_UNITS, max_weight * levels, f"max_weight * levels = {max_weight} * {levels}"),
         (
-            Ring(32).largest,
+            Ring(32).largest >> shift,
             num_clients * max_weight * levels,
             f"num_clients * max_weight * levels = {num_clients} * {max_weight} * {levels}",
         ),
@@ -250,14 +272,15 @@ def plan_round(
             raise _check.error(
                 "plan-ring",
                 f"{numbers} = {product}",
-                f"at most {limit} ({_fitting(num_clients, levels, max_weight)})",
+                f"at most {limit} ({_fitting(num_clients, levels, max_weight, shift)})",
             )
     graph = {}
     if dropout is not None or collusion is not None:
         dropout = 0.0 if dropout is None else dropout
         collusion = 0.0 if collusion is None else collusion
         graph = _graph(num_clients, dropout, collusion, consistency, security, failure)
-    largest = num_clients * max_weight * levels
+        _check.integer_in("sharing-clients", 1, MAX_HOLDERS, degree=graph["degree"])
+    largest = num_clients * max_weight * levels << shift
     step = float(clip) / levels
     return Plan(
         size=size,
@@ -270,6 +293,7 @@ def plan_round(
         step=step,
         error_bound=step + float(clip) * _ROUND_OFF,
         consistency=consistency,
+        blind=blind,
         **graph,
     )
 
@@ -308,9 +332,9 @@ def _power(log2: float) -> str:
     return f"2^{math.ceil(10 * log2) / 10:.1f}"
 
 
-def _fitting(num_clients: int, levels: int, max_weight: int) -> str:
+def _fitting(num_clients: int, levels: int, max_weight: int, shift: int) -> str:
     """Which single number to change, and to what, for both limits to hold."""
-    largest = Ring(32).largest
+    largest = Ring(32).largest >> shift
     fitting = []
     most_levels = min(MAX_UNITS // max_weight, largest // (num_clients * max_weight))
     if most_levels >= 1:

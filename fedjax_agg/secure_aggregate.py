@@ -63,10 +63,11 @@ def secure_aggregate(
 ) -> optax.GradientTransformationExtraArgs:
     """``secure_mean`` as an optax transformation, the first of a chain.
 
-    ``update(grads, state, params, session=..., participation=None, weights=None)`` takes the
-    gradients of all clients, every leaf ``[num_clients, *p]`` over a parameter ``[*p]``, and
-    gives their mean, ``[*p]``. A failed round gives zeros; zeros still move a parameter under
-    momentum, Adam or weight decay, so wrap what follows in ``apply_if_ok``.
+    ``update(grads, state, params, session=..., participation=None, weights=None,
+    axis_name=None)`` takes the gradients of all clients, every leaf ``[num_clients, *p]`` over a
+    parameter ``[*p]``, and gives their mean, ``[*p]``; its arguments are those of
+    ``secure_mean``. A failed round gives zeros; zeros still move a parameter under momentum, Adam
+    or weight decay, so wrap what follows in ``apply_if_ok``.
 
     Accumulation over steps (``optax.MultiSteps``) belongs after it, in the chain, or inside
     each client; per-example privacy inside each client. ``apply_if_ok`` refuses the wrong order
@@ -75,7 +76,7 @@ def secure_aggregate(
     Args:
         codec: the map to grid units.
         protocol: how words are protected.
-        num_clients: the size of every cohort, 2 to 65535.
+        num_clients: the size of every cohort, 2 to 2^31 - 1.
         max_weight: the largest integer weight; None takes the largest that fits.
 
     Returns:
@@ -90,7 +91,7 @@ def secure_aggregate(
         >>> import fedjax_agg as fa
         >>> params = jnp.zeros(2)
         >>> rule = optax.chain(
-        ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), fa.SecAgg(), num_clients=2),
+        ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), num_clients=2),
         ...     optax.sgd(1.0))
         >>> state = rule.init(params)
         >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
@@ -111,13 +112,22 @@ def secure_aggregate(
         return SecureAggregateState(report)
 
     def update_fn(
-        updates, state, params=None, *, session=None, participation=None, weights=None, **extra
+        updates,
+        state,
+        params=None,
+        *,
+        session=None,
+        participation=None,
+        weights=None,
+        axis_name=None,
+        **extra,
     ):
         del state, extra
         if session is None:
             raise _check.error("update-session", "session=None", "the session of this round")
         _check.instance("session-type", Session, session=session)
-        if params is not None:
+        # Inside somebody's own shard_map there are fewer rows; secure_mean checks them.
+        if params is not None and axis_name is None:
             _check_shapes(updates, params, num_clients)
         if session.num_clients != num_clients:
             raise _check.error(
@@ -133,6 +143,7 @@ def secure_aggregate(
             weights=weights,
             max_weight=max_weight,
             participation=participation,
+            axis_name=axis_name,
         )
         return mean, SecureAggregateState(report)
 
@@ -164,11 +175,11 @@ def apply_if_ok(
         >>> import fedjax_agg as fa
         >>> params = jnp.zeros(2)
         >>> rule = apply_if_ok(
-        ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), fa.SecAgg(), num_clients=2),
+        ...     fa.secure_aggregate(fa.FixedPoint(clip=1.0), num_clients=2),
         ...     optax.sgd(0.1, momentum=0.9))
         >>> state = rule.init(params)
         >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
-        >>> lost = jnp.array([True, False])  # one client never uploads
+        >>> lost = jnp.array([False, False])  # nobody uploads
         >>> update, state = rule.update(
         ...     jnp.ones((2, 2)), state, params, session=session, participation=lost)
         >>> update.tolist(), bool(state.aggregate.report.ok)
@@ -199,7 +210,15 @@ def apply_if_ok(
         return ApplyIfOkState(aggregate_state, inner_state)
 
     def update_fn(
-        updates, state, params=None, *, session=None, participation=None, weights=None, **extra
+        updates,
+        state,
+        params=None,
+        *,
+        session=None,
+        participation=None,
+        weights=None,
+        axis_name=None,
+        **extra,
     ):
         mean, aggregate_state = aggregate.update(
             updates,
@@ -208,6 +227,7 @@ def apply_if_ok(
             session=session,
             participation=participation,
             weights=weights,
+            axis_name=axis_name,
         )
         update, inner_state = inner.update(mean, state.inner, params, **extra)
         ok = aggregate_state.report.ok

@@ -16,13 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_agg import _check, budget
-from fedjax_agg._stages import Static, core_sum, public_context, run_stages
+from fedjax_agg._core import (
+    checked,
+    inverse,
+    lifted_sum,
+    public_context,
+    run_stages,
+    transcript_of,
+)
+from fedjax_agg._stages import Outcome
 from fedjax_agg.codecs import Codec
-from fedjax_agg.participation import STAGES, Participation, as_participation
+from fedjax_agg.participation import Participation
 from fedjax_agg.protocols import Plain, Protocol
 from fedjax_agg.session import Session
-from fedjax_agg.structure import client_structure
 from fedjax_agg.wire import Transcript
 
 
@@ -67,11 +73,13 @@ def secure_mean(
     weights: jax.Array | None = None,
     max_weight: int | None = None,
     participation: Participation | jax.Array | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Any, Report]:
     """The weighted mean of the clients' clipped updates, through integers and masks.
 
-    Differentiable in the updates, the codec's ranges and the weights, in both modes and to any
-    order; ``jit``, ``vmap`` and ``scan`` apply. Compiled once for all sessions, participations,
+    One session, one call: two rounds under one session have the same masks. Differentiable in the
+    updates, the codec's ranges and the weights, in both modes and to any order; ``jit``, ``vmap``
+    and ``scan`` apply. Compiled once for all sessions, participations,
     weights, clips and levels.
 
     Args:
@@ -86,6 +94,12 @@ def secure_mean(
         max_weight: the largest integer weight; None takes the largest that fits.
         participation: bool[n], whose upload arrives, or a ``Participation``, who is there at
             each stage; None means everybody, always.
+        axis_name: the axes of the device mesh that clients lie along. Read off the arrays where
+            they are concrete, or where those axes are Explicit; to be given inside a ``jit``
+            over Auto axes, and inside somebody's own ``shard_map``. There, updates and weights
+            are the rows of this device, and the session and participation those of the cohort.
+            Where the arrays show that coordinates lie over further axes too, each device rounds
+            and masks its part of them.
 
     Returns:
         The mean, in the structure and dtypes of one update, and the ``Report``. Zeros where
@@ -94,7 +108,8 @@ def secure_mean(
     Raises:
         TypeError: an update leaf that is no float; an argument of another type.
         ValueError: a leaf whose axis 0 is not n; weights or participation of another shape;
-            weights out of range; numbers that could make the sum wrap.
+            weights out of range; numbers that could make the sum wrap; clients that do not
+            divide evenly over the mesh.
 
     | input | static | traced |
     | --- | --- | --- |
@@ -110,7 +125,8 @@ def secure_mean(
         nearest rounding) and float32 round-off. Law 2: the Jacobian with respect to the updates
         is that of the plain weighted mean of clipped updates, times ``ok``. Tangent sums are
         not masked: they are a facility of the simulation, and each would be one more secure sum
-        in a deployment. What the server learns is the protocol's to say.
+        in a deployment. What the server learns is the protocol's to say. The value is the same,
+        bit for bit, on every mesh.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,12 +134,13 @@ def secure_mean(
         >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
         >>> updates = {"w": jnp.array([[0.5, -0.5], [0.25, 0.0]])}
         >>> mean, report = secure_mean(
-        ...     updates, session, codec=fa.FixedPoint(clip=1.0), protocol=fa.SecAgg(),
-        ...     weights=jnp.array([3, 1]))
+        ...     updates, session, codec=fa.FixedPoint(clip=1.0), weights=jnp.array([3, 1]))
         >>> mean["w"].tolist(), float(report.total_weight)
         ([0.4375, -0.375], 4.0)
     """
-    return _secure(True, updates, session, codec, protocol, weights, max_weight, participation)
+    return _secure(
+        True, updates, session, codec, protocol, weights, max_weight, participation, axis_name
+    )
 
 
 def secure_sum(
@@ -135,6 +152,7 @@ def secure_sum(
     weights: jax.Array | None = None,
     max_weight: int | None = None,
     participation: Participation | jax.Array | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Any, Report]:
     """The weighted sum of the clients' clipped updates: ``secure_mean`` without the division.
 
@@ -151,7 +169,9 @@ def secure_sum(
         >>> total, report.survivors.tolist()
         (Array([0.5], dtype=float32), [True, False])
     """
-    return _secure(False, updates, session, codec, protocol, weights, max_weight, participation)
+    return _secure(
+        False, updates, session, codec, protocol, weights, max_weight, participation, axis_name
+    )
 
 
 def transcript(
@@ -174,25 +194,23 @@ def transcript(
         holds.
 
     Example:
-        The server holds every upload and can tell nothing from them:
+        Under ``Plain`` the server has every word; under ``SecAgg`` the same view is uniform:
 
         >>> import jax.numpy as jnp
         >>> import fedjax_agg as fa
         >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=2)
-        >>> kept = transcript(
-        ...     jnp.zeros((2, 3)), session, codec=fa.FixedPoint(clip=1.0), protocol=fa.SecAgg())
-        >>> kept.view(server=True).server["upload"].outboxes.words[0]
-        Array([2351044038, 3895572936, 3606792147], dtype=uint32)
+        >>> kept = transcript(jnp.eye(2), session, codec=fa.FixedPoint(clip=1.0, levels=100))
+        >>> kept.view(server=True).server["upload"].outboxes.words
+        Array([[100,   0],
+               [  0, 100]], dtype=uint32)
         >>> kept.total.words
-        Array([0, 0, 0], dtype=uint32)
+        Array([100, 100], dtype=uint32)
     """
-    static, arguments = _checked(
+    static, arguments, _ = checked(
         True, updates, session, codec, protocol, weights, max_weight, participation
     )
     kept, mean, report = _kept(static, *arguments)
-    # A dictionary comes out of a compiled function in the order of its keys.
-    kept["stages"] = {name: kept["stages"][name] for name in STAGES if name in kept["stages"]}
-    return Transcript(mean=mean, updates=updates, report=report, **kept)
+    return transcript_of(kept, mean, report, updates)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -206,61 +224,49 @@ def _kept(static, codec, updates, weights, grid, session, participation):
     return kept | {"total": total}, mean, report
 
 
-def _checked(mean, updates, session, codec, protocol, weights, max_weight, participation):
-    """Checks everything that is static: what the compiled round takes."""
-    _check.instance("session-type", Session, session=session)
-    _check.instance("codec-type", Codec, codec=codec)
-    _check.instance("protocol-type", Protocol, protocol=protocol)
-    _check.shape("session-rounds", (), **{"session.round_id": session.round_id})
-    n = session.num_clients
-    protocol.check(n)
-    client_structure(updates, n)
-    max_weight = budget.largest_weight(n, codec, protocol, weights, max_weight)
-    grid = 1
-    if weights is not None:
-        _check.shape("weights-shape", (n,), weights=weights)
-        weights, grid = budget.weights_on_grid(weights, max_weight)
-    participation = as_participation(participation, n)
-    codec = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), codec)
-    static = Static(protocol, weights is not None, mean)
-    return static, (codec, updates, weights, jnp.float32(grid), session, participation)
-
-
 def _secure(*arguments):
-    static, arguments = _checked(*arguments)
+    static, arguments, _ = checked(*arguments)
     return _round(static, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _round(static, codec, updates, weights, grid, session, participation):
     """Steps 1 to 14; compiled on its own, so that eager calls do not trace again."""
-    total, outcome = core_sum(static, codec, updates, weights, session, participation)
+    total, outcome = lifted_sum(static, codec, updates, weights, session, participation)
     return _opened(static, codec, updates, grid, session, total, outcome)
 
 
 def _opened(static, codec, updates, grid, session, total, outcome):
     """Steps 12 to 14: the lifted total, float32[D], as the sum or mean, and the report."""
-    n = session.num_clients
-    if static.weighted:
-        total, total_weight = total[:-1], total[-1]
-    else:
-        total_weight = jnp.sum(outcome.survivors, dtype=jnp.int32).astype(jnp.float32)
-    ok = outcome.ok & (total_weight > 0)
-    total_weight = jnp.where(ok, total_weight, 0.0)
-    ctx = public_context(session, updates)._replace(
-        survivors=outcome.survivors, total_weight=total_weight / grid
-    )
-    value = codec.inverse(total, ctx)
-    divisor = jnp.where(ok, total_weight, 1.0) if static.mean else grid
-    value = jax.tree.map(lambda leaf: jnp.where(ok, leaf / divisor, 0.0), value)
-    report = empty_report(static.protocol, n, ctx.structure.size + static.weighted)._replace(
-        ok=ok,
+    ctx = public_context(session, updates)._replace(survivors=outcome.survivors)
+    value, total_weight, ok = inverse(static, codec, total, ctx, grid, outcome.ok)
+    length = ctx.structure.size + static.weighted
+    return value, report_of(static.protocol, length, outcome._replace(ok=ok), total_weight)
+
+
+def report_of(protocol: Protocol, length: int, outcome: Outcome, total_weight: jax.Array) -> Report:
+    """The report of a round: its outcome and its costs.
+
+    Args:
+        protocol: the protocol.
+        length: coordinates of the masked vector.
+        outcome: what came out beside the sum.
+        total_weight: float32[].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> there = jnp.ones(2, bool)
+        >>> outcome = Outcome(jnp.bool_(True), there, jnp.zeros(0, jnp.int32), ~there)
+        >>> int(report_of(Plain(), 3, outcome, jnp.float32(2)).bytes_up["upload"])
+        12
+    """
+    return empty_report(protocol, outcome.survivors.shape[0], length)._replace(
+        ok=outcome.ok,
         survivors=outcome.survivors,
-        total_weight=ctx.total_weight,
-        refusals=dict(zip(static.protocol.rules, outcome.refusals)),
+        total_weight=total_weight,
+        refusals=dict(zip(protocol.rules, outcome.refusals)),
         suspects=outcome.suspects,
     )
-    return ctx.structure.cast(value), report
 
 
 def empty_report(protocol: Protocol, num_clients: int, length: int) -> Report:

@@ -15,7 +15,8 @@ from fedjax_agg import _check
 from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.symmetric.sha256 import sha256
 
-MAX_CLIENTS = 65535
+# An id is an int32; a protocol that shares secrets holds fewer.
+MAX_CLIENTS = 2**31 - 1
 
 
 class RoundContext(NamedTuple):
@@ -31,6 +32,8 @@ class RoundContext(NamedTuple):
         board: what the server has published to all clients; None before.
         survivors: bool[n], whose uploads are in the sum; None before the uploads.
         total_weight: float32[], the sum of their weights; None before it is known.
+        start: uint32[], a multiple of 16: the first coordinate of the words that a client is to
+            protect; None where they are all words.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,6 +50,7 @@ class RoundContext(NamedTuple):
     board: Any = None
     survivors: Any = None
     total_weight: Any = None
+    start: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -56,13 +60,14 @@ class Session:
 
     A pytree, so that it passes through ``jit``, ``vmap`` and ``scan``; the fields of one client
     are the rows of ``client_ids``, ``secrets``, ``agreement`` and ``context``. Its ``repr`` shows
-    no secret, but ``jax.tree.leaves(session)`` are the secrets themselves. Make a new one for
-    every round.
+    no secret, but ``jax.tree.leaves(session)`` are the secrets themselves. One session serves one
+    round: two sums under one session are masked by one pad, and what hides each is gone from
+    their difference.
 
     Attributes:
         round_id: uint32[], the number of the round; public.
         public_seed: uint32[8], the source of all public randomness; public.
-        client_ids: uint32[n], 1 to n; public.
+        client_ids: uint32[n], 1 to n, or those of a part of a larger cohort; public.
         secrets: uint32[n, 8], the root of each client's own randomness in this round.
         agreement: uint32[n, 2, 8], each client's handles on two ideal key agreements, of the
             channels between clients and of their masks: all rows are equal, and the dealer
@@ -117,12 +122,45 @@ class Session:
         )
         return dataclasses.replace(self, context=context_hashes)
 
+    def rows(self, first: jax.Array | int, count: int) -> "Session":
+        """The same session for a part of its clients, such as one block of a stream.
+
+        Args:
+            first: the row of the first of them, from 0; may be traced (int32 or uint32), and is
+                then moved down where fewer than ``count`` follow.
+            count: how many, 1 to all; static.
+
+        Raises:
+            ValueError: rows that are not there; a session of several rounds.
+
+        Example:
+            >>> session = simulated_session(fixed_seed(0), num_clients=5)
+            >>> session.rows(2, 2).client_ids.tolist()
+            [3, 4]
+        """
+        _check.shape("session-rounds", (), **{"session.round_id": self.round_id})
+        n = self.num_clients
+        count = _check.integer_in("rows", 1, n, count=count)
+        number = _check.concrete(first)
+        if number is not None:
+            first = _check.integer_in("rows", 0, n - count, first=number[()])
+
+        def part(x):
+            return lax.dynamic_slice_in_dim(x, first, count)
+
+        by_client = ("client_ids", "secrets", "agreement", "context")
+        parts = {name: jax.tree.map(part, getattr(self, name)) for name in by_client}
+        return dataclasses.replace(self, **parts)
+
     def __repr__(self) -> str:
         return f"Session(num_clients={self.num_clients}, secrets=<redacted>)"
 
 
 def root_seed() -> jax.Array:
     """A fresh seed of 256 bits from the operating system.
+
+    Hand it to compiled functions as an argument: one that a function closes over is written into
+    its program.
 
     Returns:
         uint32[8].
@@ -156,7 +194,11 @@ def fixed_seed(number: int) -> jax.Array:
 
 
 def simulated_session(
-    seed: jax.Array, *, num_clients: int, round_id: jax.Array | int = 0
+    seed: jax.Array,
+    *,
+    num_clients: int,
+    round_id: jax.Array | int = 0,
+    first_client: jax.Array | int | None = None,
 ) -> Session:
     """The session of one round in which one process plays all clients.
 
@@ -165,15 +207,19 @@ def simulated_session(
     Args:
         seed: uint32[8], from ``root_seed`` or ``fixed_seed``; one seed serves a whole training
             run.
-        num_clients: the size of the cohort, 2 to 65535.
+        num_clients: the size of the cohort, 2 to 2^31 - 1.
         round_id: the number of the round, 0 to 2^32 - 1; may be traced (uint32 or int32).
+        first_client: None for the whole cohort. The id of a client, counted from 1, for the
+            rows of ``num_clients`` clients from it on, 1 or more, of a larger cohort, with the
+            keys that they have in the session of all; may be traced (uint32 or int32). A cohort
+            of a million in blocks then never needs a session of a million rows.
 
     Returns:
         The session.
 
     Raises:
         ValueError: a seed of another form, such as an integer or a ``jax.random`` key; a cohort
-            of one; a negative round.
+            of one; a negative round; ids beyond 2^31 - 1.
 
     Formal Guarantees:
         Keys are derived by HKDF-SHA256 from all 256 bits of the seed and from the round, so they
@@ -188,23 +234,24 @@ def simulated_session(
         Session(num_clients=3, secrets=<redacted>)
         >>> int(session.round_id)
         5
+        >>> last = simulated_session(fixed_seed(0), num_clients=1, round_id=5, first_client=3)
+        >>> bool((last.secrets[0] == session.secrets[2]).all())
+        True
     """
     _check.words("seed", (8,), seed=seed)
-    num_clients = _check.integer_in("num-clients", 2, MAX_CLIENTS, num_clients=num_clients)
-    number = _check.concrete(round_id)
-    if number is not None:
-        scalar = round_id if number.dtype == object else number[()]
-        round_id = _check.integer_in("round-id", 0, 2**32 - 1, round_id=scalar)
-        round_number = jnp.uint32(np.uint32(round_id))
-    elif jnp.shape(round_id) or not jnp.issubdtype(jnp.result_type(round_id), jnp.integer):
-        raise _check.error("round-id", f"round_id={_check.shown(round_id)}", "an integer scalar")
-    else:
-        round_number = jnp.asarray(round_id).astype(jnp.uint32)
-    return _derive_session(seed, round_number, num_clients)
+    whole = first_client is None
+    num_clients = _check.integer_in(
+        "num-clients", 2 if whole else 1, MAX_CLIENTS, num_clients=num_clients
+    )
+    last = MAX_CLIENTS + 1 - num_clients
+    first = _check.number("first-client", 1, last, first_client=1 if whole else first_client)
+    return _derive_session(seed, _check.round_number(round_id), first, num_clients)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _derive_session(seed: jax.Array, round_id: jax.Array, num_clients: int) -> Session:
+@functools.partial(jax.jit, static_argnums=3)
+def _derive_session(
+    seed: jax.Array, round_id: jax.Array, first_client: jax.Array, num_clients: int
+) -> Session:
     """The keys of a session; compiled, so that eager calls do not derive one by one."""
 
     def derive(label: str, client: jax.Array, second: int = 0) -> jax.Array:
@@ -217,7 +264,7 @@ def _derive_session(seed: jax.Array, round_id: jax.Array, num_clients: int) -> S
             second=second,
         )
 
-    client_ids = jnp.arange(1, num_clients + 1, dtype=jnp.uint32)
+    client_ids = first_client + jnp.arange(num_clients, dtype=jnp.uint32)
     everyone = jnp.uint32(0)
     handles = jnp.stack([derive(key_schedule.AGREEMENT, everyone, kind) for kind in (0, 1)])
     return Session(

@@ -86,12 +86,12 @@ class Structure:
         return jax.tree.unflatten(self.treedef, cast)
 
 
-def client_structure(updates: Any, num_clients: int) -> Structure:
+def client_structure(updates: Any, num_clients: int | None = None) -> Structure:
     """The structure of one client's update, from those of all clients.
 
     Args:
         updates: a pytree of floats, every leaf [num_clients, ...].
-        num_clients: the number of clients.
+        num_clients: the number of clients; None takes that of the first leaf.
 
     Raises:
         ValueError: a leaf whose axis 0 is not ``num_clients``; the message names its path.
@@ -102,6 +102,9 @@ def client_structure(updates: Any, num_clients: int) -> Structure:
         >>> client_structure({"w": jnp.ones((3, 2, 2))}, 3).shapes
         ((2, 2),)
     """
+    if num_clients is None:
+        first = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(updates)[:1]]
+        num_clients = (*first[0], 0)[0] if first else 0
     wrong = _check.first_leaf(
         "updates", updates, lambda leaf: jnp.shape(leaf)[:1] != (num_clients,)
     )

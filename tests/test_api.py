@@ -21,6 +21,7 @@ TOP_LEVEL = [
     "Codec",
     "Exchange",
     "FixedPoint",
+    "LightSecAgg",
     "Participation",
     "Plain",
     "Plan",
@@ -31,11 +32,14 @@ TOP_LEVEL = [
     "SecureAggregateState",
     "Session",
     "Transcript",
+    "agree_group_key",
     "apply_if_ok",
+    "blind_mean",
     "compare_costs",
     "compiler_options",
     "drop_clients",
     "fixed_seed",
+    "open_blind",
     "plan_round",
     "root_seed",
     "secure_aggregate",
@@ -279,7 +283,9 @@ def leaf_words(tree):
     return {int(word) for leaf in leaves if leaf.dtype == np.uint32 for word in leaf}
 
 
-@pytest.mark.parametrize("protocol", [fa.Plain(), fa.SecAgg()])
+@pytest.mark.parametrize(
+    "protocol", [fa.Plain(), pytest.param(fa.SecAgg(), marks=pytest.mark.slow)]
+)
 def test_the_state_of_the_optax_end_holds_no_secret(protocol):
     session = fa.simulated_session(fa.fixed_seed(0), num_clients=3)
     codec = fa.FixedPoint(clip=1.0, rounding="nearest")
@@ -298,6 +304,7 @@ def test_the_state_of_the_optax_end_holds_no_secret(protocol):
     assert words <= leaf_words((state, session))
 
 
+@pytest.mark.slow
 def test_the_state_of_the_optax_end_keeps_its_structure_and_counts_nothing():
     """So that it scans, and so that a run can resume from parameters alone."""
     session = fa.simulated_session(fa.fixed_seed(0), num_clients=3)

@@ -102,7 +102,7 @@ BAD = {
     "--collusion -0.1": "--collusion -0.1 must be at least 0",
     "--bits 24": "--bits 22 or --clients 256 would fit",
     "--bits 1": "--bits 1 must be an integer from 2 to 24",
-    "--clients 1": "--clients 1 must be an integer from 2 to 65535",
+    "--clients 1": "--clients 1 must be an integer from 2 to 2147483647",
     "--clients 2.5": "--clients: '2.5' must be a whole number",
     "--clients many": "--clients: 'many' must be a whole number",
     "--params 0": "--params 0 must be an integer from 1",

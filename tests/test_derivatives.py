@@ -63,7 +63,7 @@ def nearest_mean(x, clip=1.0, levels=2.0**15, alive=EVERYBODY, session=None, nor
     [
         (fa.Plain(), "l2", "nearest"),
         (fa.Plain(), "linf", "nearest"),
-        (fa.SecAgg(1), "l2", "stochastic"),
+        pytest.param(fa.SecAgg(1), "l2", "stochastic", marks=pytest.mark.slow),
         pytest.param(fa.SecAgg(1, group=Ring(20)), "linf", "stochastic", marks=pytest.mark.slow),
         pytest.param(fa.Plain(), "l2", "stochastic", marks=pytest.mark.slow),
     ],
@@ -111,6 +111,7 @@ def test_jacobian_is_that_of_the_mean_of_clipped_updates(protocol, norm, roundin
         assert np.abs(expected - unclipped).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_failed_round_has_zero_derivatives():
     """Under SecAgg with more clients missing than it tolerates, and where nobody takes part."""
 
@@ -182,6 +183,7 @@ def test_zero_derivative_where_saturated_or_not_finite():
 TINY = 2.0**-140
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(
     "row",
     [[0.0, 0.0], [3.0, 4.0], [TINY, TINY], [1e-20, 0.0], [1e18, -1e18], [1e30, 1.0], [3e38, -3e38]],
@@ -317,6 +319,7 @@ def test_hessian_is_that_of_the_plain_mean_up_to_the_step():
             assert gap > 1e-3  # the bound above is no accident: the gap is there
 
 
+@pytest.mark.slow
 def test_vmap_over_clips_levels_and_sessions_is_one_program():
     """Values bit for bit as in separate calls, with the gradient of the clip."""
 
@@ -424,6 +427,7 @@ def test_gradient_through_twenty_rounds_of_training():
 # ---- the expected output ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.default_dtypes
 def test_jacobian_is_that_of_the_expected_output_under_stochastic_rounding():
     """Averages over 4000 sessions, on a grid so coarse that one round says little: differences

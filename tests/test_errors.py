@@ -16,7 +16,8 @@ import optax
 import pytest
 
 import fedjax_agg as fa
-from fedjax_agg import _check
+from fedjax_agg import _check, streaming
+from fedjax_agg.group_key import GroupKeys
 from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.protocols.secagg import RULES, Client, Keys
 from fedjax_agg.symmetric.seal import Sealed
@@ -32,19 +33,23 @@ FORM = re.compile(r"(?P<subject>.+?) must be (?P<requirement>.+?); (?P<remedy>.+
 def names():
     """What a snippet may use."""
     codec = fa.FixedPoint(clip=1.0)
+    session = fa.simulated_session(fa.fixed_seed(0), num_clients=3)
     return {
         "fa": fa,
         "jax": jax,
         "jnp": jnp,
         "np": np,
         "optax": optax,
-        "session": fa.simulated_session(fa.fixed_seed(0), num_clients=3),
+        "session": session,
         "updates": {"w": jnp.ones((3, 2))},
         "params": {"w": jnp.ones(2)},
         "codec": codec,
         "aggregate": fa.secure_aggregate(codec, num_clients=3),
+        "group": GroupKeys(jnp.zeros((3, 8), jnp.uint32), jnp.ones(3, bool)),
         "key": jnp.zeros(8, jnp.uint32),
         "nonce": jnp.zeros(3, jnp.uint32),
+        "streaming": streaming,
+        "stream": streaming.init({"w": jnp.zeros(2)}, session, codec=codec),
         **one_client(),
     }
 
@@ -63,10 +68,12 @@ def one_client():
 
     keys = PublicKeys(words(n, 8), words(n, 8))
     neighbours = jnp.array([[j for j in range(n) if j != i] for i in range(n)], jnp.int32)
-    board = Board(jnp.ones(n, bool), keys, neighbours, words(n, k, 2, 8))
+    board = Board(jnp.ones(n, bool), keys, neighbours, words(n, k, 2, 8), words(8))
     ctx = fa.RoundContext(
         jnp.uint32(0), words(8), jnp.uint32(1), board=board, survivors=jnp.ones(n, bool)
     )
+    board = board._replace(session_id=fa.SecAgg(threshold=2)._session_id(keys, ctx))
+    ctx = ctx._replace(board=board)
     secrets = (words(8), words(8), words(8), words(8))
     everybody, unbroken = jnp.ones(k, bool), Refusals.none(len(RULES))
     protocol = fa.SecAgg(threshold=2)
@@ -82,6 +89,7 @@ def one_client():
             channel_keys=words(k, 6, 8),
             shares=words(k, 18),
             present=everybody,
+            session_id=words(8),
             attested=jnp.zeros(32, jnp.uint8),
             answered=jnp.array(False),
             refusals=unbroken,

@@ -12,26 +12,33 @@ import fedjax_agg
 PACKAGE = Path(fedjax_agg.__file__).parent
 # From the bottom up. A room imports only itself and rooms of strictly lower levels.
 LEVELS = (
+    ("_remedies",),
     ("_check", "_xla"),
     ("arithmetic",),
     ("symmetric",),
     ("sharing",),
     ("structure",),
     ("session", "wire"),
-    ("participation",),
+    ("participation", "group_key"),
     ("codecs", "rounding", "protocols"),
-    ("budget", "diagnostics"),
-    ("_stages",),
+    ("budget", "diagnostics", "mesh"),
+    ("_stages", "_group_mask"),
+    ("_core",),
     ("secure_round",),
-    ("secure_aggregate", "plan"),
-    ("costs", "__main__"),
+    ("secure_aggregate", "blind_round", "plan", "streaming"),
+    ("costs", "__main__", "federated", "interop"),
     ("__init__",),
     ("testing",),
 )
 # Arrows within one level: a codec names its rounding, so it knows the names of the modes.
 SAME_LEVEL = {("codecs", "rounding")}
 OUTSIDE = {"jax", "optax", "numpy"}
+# What only one room may import: the library that it speaks to, from an extra.
+OUTSIDE_OF_ROOM = {"interop": {"drjax"}}
 NOT_PUBLIC = ("jax.core", "jax.interpreters", "jax.extend", "jax.experimental")
+
+# Kernels for GPUs are written in Pallas, which has no public name yet; in one file of their own.
+EXPERIMENTAL = {"symmetric/chacha20_gpu.py": "jax.experimental.pallas"}
 
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -81,12 +88,13 @@ def kit_violations(source):
     return [".".join(name) for name in names if name[0] == "fedjax_agg" and "testing" in name[1:2]]
 
 
-def outside_violations(source):
+def outside_violations(source, room="session"):
     """Imports that are neither the package, nor its dependencies, nor the standard library."""
     found = []
+    allowed = OUTSIDE | OUTSIDE_OF_ROOM.get(room, set()) | {"fedjax_agg"}
     for name in imported(source):
         root = name.split(".")[0]
-        if root and root not in OUTSIDE | sys.stdlib_module_names | {"fedjax_agg"}:
+        if root and root not in allowed | sys.stdlib_module_names:
             found.append(name)
     calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     dynamic = [ast.unparse(call) for call in calls]
@@ -148,12 +156,14 @@ def test_nothing_imports_the_conformance_kit(path):
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_run_time_imports_are_the_declared_dependencies(path):
-    assert outside_violations(path.read_text()) == []
+    assert outside_violations(path.read_text(), room_of(path)) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_only_public_names_of_the_dependencies(path):
-    assert private_violations(path.read_text()) == []
+    allowed = EXPERIMENTAL.get(str(path.relative_to(PACKAGE)), "nothing")
+    found = private_violations(path.read_text())
+    assert [name for name in found if not name.startswith(allowed)] == []
 
 
 def test_every_room_has_a_row_and_every_row_a_room():
@@ -226,8 +236,15 @@ def test_control_of_the_conformance_kit(source):
 )
 def test_control_of_the_dependencies(source):
     assert len(outside_violations(source)) == 1
+    assert len(outside_violations(source, "interop")) == 1
     clean = "import jax.numpy as jnp\nfrom optax import contrib\nimport math, numpy\njnp.sum(1)"
     assert outside_violations(clean) == []
+
+
+def test_control_of_what_one_room_may_import():
+    source = "import drjax"
+    assert outside_violations(source, "interop") == []
+    assert len(outside_violations(source, "federated")) == 1
 
 
 @pytest.mark.parametrize(

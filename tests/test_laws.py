@@ -263,6 +263,7 @@ def check_case(case, protocol, participations, seeds=(0, 1), succeeds=True):
             )
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_plain_total_is_the_sum_of_words(case):
     check_case(case, fa.Plain, survivor_sets(case.n))
@@ -286,13 +287,16 @@ TOLERATED = [
 
 
 @pytest.mark.parametrize("lost", TOLERATED, ids=str)
-@pytest.mark.parametrize("protocol", [fa.Plain, SPARSE], ids=["plain", "secagg"])
+@pytest.mark.parametrize(
+    "protocol", [fa.Plain, pytest.param(SPARSE, marks=pytest.mark.slow)], ids=["plain", "secagg"]
+)
 def test_the_total_is_the_sum_of_the_survivors_whoever_is_lost_when(protocol, lost):
     """Survivors are those who uploaded, whether they are there to unmask or not. Both protocols
     give the same bits for the same session, stochastic rounding and hidden weights included."""
     check_case(MASKED, protocol, [missing(8, **lost)], seeds=range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "rule"),
     [
@@ -367,6 +371,7 @@ def check_any_words(protocol, seed):
     return words[survivors], uploads[survivors]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_any_ring_elements_add_up(seed):
@@ -508,7 +513,9 @@ def test_the_order_of_clients_does_not_matter():
 # ---- rounds that fail, data that is no number ---------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", [fa.Plain, SPARSE], ids=["plain", "secagg"])
+@pytest.mark.parametrize(
+    "protocol", [fa.Plain, pytest.param(SPARSE, marks=pytest.mark.slow)], ids=["plain", "secagg"]
+)
 def test_a_round_without_weight_gives_zeros(protocol):
     session, updates = make_session(8), MASKED.updates(0)
     total = sum_of(MASKED, protocol(group=Ring(MASKED.bits)))
@@ -522,7 +529,9 @@ def test_a_round_without_weight_gives_zeros(protocol):
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("protocol", [fa.Plain, SPARSE], ids=["plain", "secagg"])
+@pytest.mark.parametrize(
+    "protocol", [fa.Plain, pytest.param(SPARSE, marks=pytest.mark.slow)], ids=["plain", "secagg"]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_coordinate_that_is_no_number_counts_as_zero(protocol, bad):
     """It takes neither the client's other coordinates nor anybody else's with it."""

@@ -112,13 +112,21 @@ def test_an_unknown_stage():
 
 
 def test_the_number_lost_is_exact():
-    """The whole number nearest to rate * n, whatever is drawn; both ends included."""
+    """Rate * n rounded down, whatever is drawn; both ends included."""
     for lost in range(N + 1):
-        for off in (-0.4, 0, 0.4):
+        for off in (0, 0.4, 0.9):
             rate = min(max((lost + off) / N, 0.0), 1.0)
             for round_id in (0, 1):
                 participation = fa.drop_clients(SEED, N, rate, round_id=round_id)
                 assert lost_at(participation) == [0, 0, lost, lost, lost]
+
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize("num_clients", [7, 64, 100, 256, 1000])
+def test_as_many_are_lost_as_were_planned_for(num_clients):
+    for percent in (1, 7, 10, 29, 57, 58, 99):
+        left = fa.drop_clients(SEED, num_clients, percent / 100).alive[-1].sum()
+        assert num_clients - left == percent * num_clients // 100
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -190,7 +198,7 @@ def test_rate_and_round_may_be_traced():
     before = len(TRACES)
     alive = np.asarray(draws()(rates, rounds))
     assert len(TRACES) == before
-    np.testing.assert_array_equal((~alive[:, -1]).sum(axis=1), np.rint(rates * np.float32(N)))
+    np.testing.assert_array_equal((~alive[:, -1]).sum(axis=1), np.floor((rates + 2**-20) * N))
     for i in (0, 1, 1000, 2500, ROUNDS - 1):
         expected = fa.drop_clients(SEED, N, float(rates[i]), round_id=rounds[i])
         np.testing.assert_array_equal(alive[i], expected.alive)
@@ -202,6 +210,10 @@ def test_rate_and_round_may_be_traced():
         (lambda: fa.drop_clients(SEED, N, -0.1), r"rate=-0.1 must be a number from 0 to 1"),
         (lambda: fa.drop_clients(SEED, N, 1.1), r"rate=1.1 must be a number from 0 to 1"),
         (lambda: fa.drop_clients(SEED, N, float("nan")), r"rate=nan must be"),
+        (lambda: fa.drop_clients(SEED, N, "half"), r"rate='half' must be a number from 0 to 1"),
+        (lambda: fa.drop_clients(SEED, N, 0.1, round_id=-1), r"round_id=-1 must be"),
+        (lambda: fa.drop_clients(SEED, N, 0.1, round_id=1.5), r"round_id=1.5 must be"),
+        (lambda: fa.drop_clients(SEED, N, 0.1, round_id=2**32), r"round_id=4294967296 must be"),
         (lambda: fa.drop_clients(SEED, N, 0.1, stage="uploads"), r"stage='uploads' must be"),
         (lambda: fa.drop_clients(7, 10, 0.1), r"seed of type int must be"),
         (lambda: fa.drop_clients(SEED[:4], 10, 0.1), r"seed of type uint32\[4\] must be"),

@@ -44,7 +44,9 @@ class Counting(Protocol):
 
     def cost(self, length, num_clients, dropped=0):
         up = {"share": 10 * num_clients, "upload": self.factor * length}
-        return Cost(up, {"share": 7, "unmask": 5}, length, 3, num_clients, 100 + dropped)
+        words, products = {"upload": length}, {"share": 3}
+        server = {"unmask": num_clients}, {"unmask": 100 + dropped}
+        return Cost(up, {"share": 7, "unmask": 5}, words, products, *server)
 
 
 def test_without_rates_a_plan_is_what_it_was():
@@ -118,7 +120,7 @@ def test_costs_are_those_of_the_protocol_and_count_the_weight(max_weight, words)
     assert plan.cost == cost
     assert plan.bytes_up == sum(cost.bytes_up.values())
     assert plan.bytes_down == sum(cost.bytes_down.values())
-    assert plan.server_keystream_words == cost.server_keystream_words
+    assert plan.server_keystream_words == cost.server_keystream_words["unmask"]
     # The self masks of 900 survivors and the pair masks of 100 clients that are lost.
     assert plan.server_keystream_words > 900 * words
     upload = -(-words * plan.ring_bits // 8)
@@ -133,11 +135,12 @@ def test_printing_a_plan_says_what_its_graph_means():
     )
     assert second.replace("\n", " ") == (
         "A server that shows clients different survivors, with 100 of 1000 clients corrupt, "
-        "learns more than the sum with probability at most 2^-43.1."
+        "opens the update of one client with probability at most 2^-43.1; the sum that it "
+        "learns may be over fewer survivors than it names."
     )
     assert -43.2 < plan.log2_privacy_failure <= -43.1
     assert third.replace("\n", " ") == (
-        "Sums of fewer than 900 clients are never opened; with 100 lost, "
+        "Clients answer for no fewer than 900 survivors; with 100 lost, "
         "a round fails with probability at most 2^-20.6."
     )
     assert -20.7 < plan.log2_correctness_failure <= -20.6
@@ -153,21 +156,21 @@ def test_printing_a_plan_with_the_complete_graph_says_that_nothing_is_left_to_ch
     )
     assert "A server that follows the rules, with 1 of 5 clients corrupt,\n" in text
     assert "learns no more than the sum.\n" in text
-    assert "Sums of fewer than 3 clients are never opened; with 1 lost,\nno round fails.\n" in text
+    assert "Clients answer for no fewer than 3 survivors; with 1 lost,\nno round fails.\n" in text
 
 
 def test_costs_side_by_side_by_role_and_stage():
     plan = plan_for(10, size=50, dropout=0.2, max_weight=3)
     comparison = compare_costs(plan, [Counting()])
     assert comparison.rows == (
-        CostRow("Counting", "client", "share", 100, 7, None, None),
-        CostRow("Counting", "client", "upload", 51, 0, None, None),
-        CostRow("Counting", "client", "unmask", 0, 5, None, None),
+        CostRow("Counting", "client", "share", 100, 7, 0, 3),
+        CostRow("Counting", "client", "upload", 51, 0, 51, 0),
+        CostRow("Counting", "client", "unmask", 0, 5, 0, 0),
         CostRow("Counting", "client", "round", 151, 12, 51, 3),
         # All ten share; the eight that are left upload and help to unmask.
-        CostRow("Counting", "server", "share", 70, 1000, None, None),
-        CostRow("Counting", "server", "upload", 0, 408, None, None),
-        CostRow("Counting", "server", "unmask", 40, 0, None, None),
+        CostRow("Counting", "server", "share", 70, 1000, 0, 0),
+        CostRow("Counting", "server", "upload", 0, 408, 0, 0),
+        CostRow("Counting", "server", "unmask", 40, 0, 10, 102),
         CostRow("Counting", "server", "round", 110, 1408, 10, 102),
     )
     assert hash(comparison) == hash(compare_costs(plan, {"Counting": Counting()}))
@@ -193,7 +196,7 @@ def test_the_printed_table_is_aligned():
     for line in lines:
         cells = [match.span() for match in re.finditer(r"\S+( \S+)*", line)]
         assert [start for start, _ in cells[:3]] == [start for start, _ in columns[:3]]
-        assert [end for _, end in cells[3:]] == [end for _, end in columns[3 : len(cells)]]
+        assert [end for _, end in cells[3:]] == [end for _, end in columns[3:]]
     assert len({line.split("  ")[0] for line in lines}) == 3
 
 

@@ -65,19 +65,27 @@ def round_of(aggregate, protocol, weighted=True, **codec):
 # ---- who depends on whom ------------------------------------------------------------------------
 
 
+MORE_CASES = [
+    (fa.secure_mean, "l2", "stochastic", False),
+    (fa.secure_mean, "l2", "nearest", True),
+    (fa.secure_mean, "linf", "stochastic", True),
+    (fa.secure_mean, "linf", "nearest", True),
+    (fa.secure_sum, "l2", "stochastic", False),
+    (fa.secure_sum, "l2", "stochastic", True),
+]
+
+
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("protocol", [fa.Plain(), fa.SecAgg()], ids=["plain", "secagg"])
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("aggregate", "norm", "rounding"),
+    ("aggregate", "norm", "rounding", "weighted"),
     [
-        (fa.secure_mean, "l2", "stochastic"),
-        (fa.secure_mean, "l2", "nearest"),
-        (fa.secure_mean, "linf", "stochastic"),
-        (fa.secure_mean, "linf", "nearest"),
-        (fa.secure_sum, "l2", "stochastic"),
+        (fa.secure_mean, "l2", "stochastic", True),
+        (fa.secure_mean, "linf", "nearest", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES),
     ],
 )
-def test_no_float_ever_mixes_clients(protocol, weighted, norm, rounding, aggregate):
+def test_no_float_ever_mixes_clients(protocol, aggregate, norm, rounding, weighted):
     """Clients meet in integers only, under SecAgg in masked integers only, and no secret comes
     out other than through messages."""
     masked = isinstance(protocol, fa.SecAgg)
@@ -115,6 +123,7 @@ class PublicMask(fa.SecAgg):
         return Upload(words + mask)
 
 
+@pytest.mark.slow
 def test_walk_catches_a_protocol_without_masks():
     for protocol in (fa.Plain(), Bare(), PublicMask()):
         run = round_of(fa.secure_mean, taint.Marked(protocol), rounding="nearest")
@@ -135,6 +144,7 @@ class PeekingServer(fa.SecAgg):
         return total._replace(words=total.words + self.seen[0])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("protocol", "shown"),
     [
@@ -151,6 +161,7 @@ def test_walk_shows_what_reaches_the_result_past_the_messages(protocol, shown):
     assert keys_of(result.outputs) == shown
 
 
+@pytest.mark.slow
 def test_secrets_do_reach_the_result_through_messages():
     """The control: where nobody says what is a message, all of them show."""
     assert keys_of(walk_round(round_of(fa.secure_mean, fa.SecAgg())).outputs) == {"pair", "secret"}
@@ -406,6 +417,7 @@ def wide_types(jaxpr):
 
 
 @pytest.mark.default_dtypes
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("protocol", [fa.Plain(), fa.SecAgg()], ids=["plain", "secagg"])
 def test_no_64_bit_type(protocol):
     """Neither in the round nor in its derivative. Keys of jax.random would be 64 bits wide too."""
@@ -419,6 +431,7 @@ def test_no_64_bit_type(protocol):
     assert wide_types(wide) == {"float64[]"}
 
 
+@pytest.mark.slow
 def test_no_data_becomes_64_bits_wide_under_x64():
     """With x64 on, loop counters and positions are int64. Updates, words and keys are not, and
     the result has the same bits."""
@@ -441,6 +454,7 @@ def test_no_data_becomes_64_bits_wide_under_x64():
 # ---- no retrace, no growth ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_trace_for_all_rounds():
     """Round, seed, participation, weights, clip, levels, learning rate: all change, no retrace."""
     traces = []
@@ -491,6 +505,7 @@ def compilations(caplog, function):
     return [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
 
 
+@pytest.mark.slow
 def test_eager_calls_compile_once(caplog):
     """Without jit around it, a second round with other numbers compiles nothing at all."""
     x = updates(1)
@@ -531,3 +546,10 @@ def test_program_grows_neither_with_clients_nor_with_coordinates(protocol):
     assert size == program_size(protocol, 403, 5) == program_size(protocol, 19, 10**6)
     # The control: a program that differs in one operand does not have the same size.
     assert size != program_size(protocol, 19, 5, weighted=False)
+
+
+@pytest.mark.slow
+def test_program_does_not_grow_with_neighbours():
+    # Degrees, like numbers of clients, that leave the same rest in bytes and vectors.
+    few, many = (program_size(fa.SecAgg(degree=k), 403, 5) for k in (18, 114))
+    assert few == many

@@ -75,6 +75,7 @@ def test_it_is_secure_mean_with_every_argument_passed_on():
         rule.update(gradients(), state, session=make_session(), weights=jnp.array([8, 1, 1]))
 
 
+@pytest.mark.slow
 def test_a_failed_round_moves_nothing():
     """Neither the parameters nor Adam's moments and count; the next round goes on from there."""
     rule = fa.apply_if_ok(aggregate(fa.SecAgg()), adam())
@@ -149,6 +150,7 @@ def test_its_state_scans_and_training_equals_plain_training():
     assert float(jnp.abs(expected["w"] - PARAMS["w"]).max()) > 0.3  # the control: it trained
 
 
+@pytest.mark.slow
 def test_state_before_and_after_has_one_structure_and_no_secret():
     rule = aggregate(fa.SecAgg())
     state = rule.init(PARAMS)

@@ -15,7 +15,9 @@ MODES = ("stochastic", "nearest")
 MAX_UNITS = 2**23 - 1
 
 
-def round_to_grid(mode: str, units: jax.Array, key: Any, bound: int = MAX_UNITS) -> jax.Array:
+def round_to_grid(
+    mode: str, units: jax.Array, key: Any, bound: int = MAX_UNITS, start: jax.Array | int = 0
+) -> jax.Array:
     """Rounds float32[D] to int32[D] by the rule that a codec names.
 
     Args:
@@ -23,6 +25,7 @@ def round_to_grid(mode: str, units: jax.Array, key: Any, bound: int = MAX_UNITS)
         units: float32[D] with |units| < 2^23.
         key: uint32[8], the client's rounding key of this round; None for "nearest".
         bound: what no magnitude exceeds, static; only speed depends on it.
+        start: the first of these coordinates in the client's whole vector.
 
     Returns:
         int32[D].
@@ -32,4 +35,4 @@ def round_to_grid(mode: str, units: jax.Array, key: Any, bound: int = MAX_UNITS)
         >>> round_to_grid("nearest", jnp.array([0.6, -0.6]), None)
         Array([ 1, -1], dtype=int32)
     """
-    return stochastic(units, key) if mode == "stochastic" else nearest(units, bound)
+    return stochastic(units, key, start) if mode == "stochastic" else nearest(units, bound)

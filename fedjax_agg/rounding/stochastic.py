@@ -49,12 +49,14 @@ def threefry2x32(
     return x, y
 
 
-def stochastic(units: jax.Array, key: jax.Array) -> jax.Array:
+def stochastic(units: jax.Array, key: jax.Array, start: jax.Array | int = 0) -> jax.Array:
     """The integer below or above, with expectation ``units``.
 
     Args:
         units: float32[D] with |units| < 2^23.
         key: uint32[8], the client's rounding key of this round.
+        start: the first of these coordinates in the client's whole vector, of which each has a
+            draw of its own.
 
     Returns:
         int32[D], less than 1 away; the bias is at most 2^-31 for every value of ``units``.
@@ -66,7 +68,7 @@ def stochastic(units: jax.Array, key: jax.Array) -> jax.Array:
         >>> sorted(set(draws.tolist())), round(float(draws.mean()), 2)
         ([-1, 0], -0.25)
     """
-    position = lax.iota(jnp.uint32, units.shape[0])
+    position = lax.iota(jnp.uint32, units.shape[0]) + jnp.asarray(start).astype(jnp.uint32)
     draw, _ = threefry2x32((key[0], key[1]), (position, jnp.broadcast_to(key[2], position.shape)))
     # Of a magnitude the fraction is exact in float32, and so is its product with 2^31; of a
     # tiny negative number it would not be.

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import fedjax_agg as fa
@@ -14,6 +16,7 @@ from fedjax_agg.testing.programs import fail
 from fedjax_agg.testing.rounds import BLOCK, Rounds, ServerView, Setting
 
 _EXACT = "law 1 (exactness)"
+_PARTS = "parts of the words (by_coordinate)"
 _CONFIGURATION = "one program for all rounds"
 
 
@@ -56,7 +59,8 @@ def check_protocol(
     its stages; no word and no float has 64 bits; **law 1** for every dropout pattern, by
     ``recover`` on the server's view of a transcript, with weights, vmapped over sessions; one
     trace for all of that; what it hides looks uniform and depends on every bit of its keys;
-    **law 2**.
+    **law 2**; where it says ``by_coordinate``, that a part of the words is protected as it is among
+    the others.
 
     Args:
         protocol: the protocol.
@@ -113,7 +117,24 @@ def check_protocol(
         hiding.check_repeats(setting, every, "masks of all patterns", protocol.group.bits)
         masks = len(every)
     derivative.check_law_2(setting)
+    if protocol.by_coordinate:
+        _check_parts(setting)
     return Coverage(len(patterns), of, int(np.sum(ok[: len(patterns)])), masks)
+
+
+def _check_parts(setting: Setting) -> None:
+    """What claims to protect any part of the words gives that part of the upload."""
+    protocol, rounds = setting.protocol, setting.draw([[len(setting.stages)] * setting.n])
+    row = jax.tree.map(lambda x: jnp.asarray(x[0]), rounds)
+    arguments = setting.arguments("l2", row.weights, row.alive)
+    kept = fa.transcript(row.updates, row.session, protocol=protocol, **arguments)
+    private = jax.tree.map(lambda x: x[0], kept.private)
+    ctx = kept.public._replace(client=row.session.client_ids[0])
+    words = jnp.arange(48, dtype=jnp.uint32)
+    whole = protocol.protect(words, private, ctx).words
+    part = protocol.protect(words[16:32], private, ctx._replace(start=jnp.uint32(16))).words
+    if not np.array_equal(part, whole[16:32]):
+        fail(protocol, _PARTS, "words 16 to 31 alone are protected otherwise than among others")
 
 
 def _check_configuration(protocol: fa.Protocol) -> None:
