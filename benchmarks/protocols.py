@@ -150,8 +150,9 @@ def _planned(name, protocol, n, d, planned, dropped):
         "degree": protocol.degree_of(n),
         "threshold": protocol.threshold_of(n),
         "min_survivors": protocol.min_survivors,
-        "server_words": server.server_keystream_words,
-        "round_words": server.server_keystream_words + n * server.client_keystream_words,
+        "server_words": server.server_keystream_words["unmask"],
+        "round_words": server.server_keystream_words["unmask"]
+        + n * server.client_keystream_words["upload"],
     }
 
 
@@ -195,10 +196,10 @@ def _session(n):
 
 
 def _lost(n, rate):
-    """That part of the clients is lost at *upload*, and no more than the plan is for."""
+    """That part of the clients is lost at *upload*."""
     import fedjax_agg as fa
 
-    return fa.drop_clients(fa.fixed_seed(1), n, int(rate * n + 1e-6) / n)
+    return fa.drop_clients(fa.fixed_seed(1), n, rate)
 
 
 def _encode(task):
@@ -272,7 +273,9 @@ def _cell(task) -> None:
         board = public.board
         lost = stages["share"].sent & ~public.survivors
         missing = lost[:, None] & public.survivors[board.neighbours]
-        return server._repair(secrets, missing, board, public, d)
+        keys, signs = server._missing_keys(secrets, missing, board, public)
+        count = jnp.sum(missing, dtype=jnp.int32)
+        return server._masks(keys, signs, count, missing.shape[0], d)
 
     _bench.progress(f"{label}: compiling the server")
     recovered = _compiled(recover, uploads, stages, public)
