@@ -8,22 +8,26 @@ of the same rounds are compared:
     plain        the same clipped updates averaged as floats, in the clear
     broken key   as secure, but one bit of one client's key material is flipped
 
+``--algorithm`` says how clients train and what the server makes of the mean (by default federated
+averaging with momentum), ``--protocol`` how the sum is protected; under ``plain`` there is no key
+to break, and the third run is left out.
+
 ``--seed`` fixes the data split, the model and the sessions (``fixed_seed``: predictable, for
 experiments only).
 """
 
-import argparse
-import csv
 import json
-import pathlib
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import _common
+
 RUNS = ("secure", "plain", "broken key")
-LOCAL_STEPS = 5
-LOCAL_BATCH = 16
-LOCAL_RATE = 0.3
+EPOCHS = 1
+BATCH = 16
+CLIENT_RATE = 0.3
+SERVER_MOMENTUM = 0.6
+ADAPTIVE_RATE = 0.01
 CLIP = 2.0
 # A client's number of images is its weight, up to this: weights are part of the bit budget.
 MAX_WEIGHT = 64
@@ -32,29 +36,23 @@ MASKS = 1
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(
-        description="Train on handwritten digits under secure aggregation."
+    parser = _common.make_parser(
+        "Train on handwritten digits under secure aggregation.",
+        rounds=25,
+        quick="10 clients, 8 rounds",
     )
     parser.add_argument("--clients", type=int, default=50, help="default: 50")
-    parser.add_argument("--rounds", type=int, default=30, help="default: 30")
     parser.add_argument("--bits", type=int, default=16, help="of one client's word; default: 16")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of data, model and sessions; default: 0"
+        "--algorithm", choices=_common.ALGORITHMS, default="fedavgm", help="default: fedavgm"
     )
-    parser.add_argument("--quick", action="store_true", help="10 clients, 8 rounds")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
+    parser.add_argument(
+        "--protocol", choices=_common.PROTOCOLS, default="secagg", help="default: secagg"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.clients, options.rounds = min(options.clients, 10), min(options.rounds, 8)
-    for name, low, high in (("clients", 2, 500), ("rounds", 1, 10_000), ("seed", 0, 2**32 - 1)):
-        value = getattr(options, name)
-        if not low <= value <= high:
-            parser.error(f"--{name} {value} must be from {low} to {high}")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        parser.error(f"--out {options.out} cannot be written: {problem.strerror}")
+    _common.check_ranges(parser, options, clients=(2, 500))
     return parser, options
 
 
@@ -104,104 +102,128 @@ def make_model(seed):
     return nnx.split(model, nnx.Param)
 
 
-def make_experiment(definition, data, plan, seed):
-    """The jitted parts: rounds, accuracy, and one client's upload."""
-    import jax
-    import jax.numpy as jnp
+def make_algorithm(definition, name, codec, *, population=None, **arguments):
+    """How clients train the model, and what the server does with the mean of what they send."""
     import optax
     from flax import nnx
 
-    import fedjax_agg as fa
+    def loss(params, batch):
+        images, labels = batch
+        logits = nnx.merge(definition, params)(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    return _common.make_algorithm(
+        name,
+        loss,
+        client_rate=CLIENT_RATE,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        momentum=SERVER_MOMENTUM,
+        adaptive_rate=ADAPTIVE_RATE,
+        population=population,
+        codec=codec,
+        **arguments,
+    )
+
+
+def make_training(definition, data, algorithm, seed):
+    """What all clients compute in a round, and the accuracy on the test set."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
 
     images, labels, counts, test_images, test_labels = data
     counts = jnp.asarray(counts, jnp.int32)
-    weights = jnp.minimum(counts, plan.max_weight)
-    codec = plan.codec()
-    server = optax.sgd(1.0, momentum=0.6)
-
-    def loss(params, batch_images, batch_labels):
-        logits = nnx.merge(definition, params)(batch_images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels).mean()
-
-    def local_change(params, key, client_images, client_labels, count):
-        """What a client would like the server to subtract: start minus end of its own SGD."""
-
-        def step(local, step_key):
-            batch = jax.random.randint(step_key, (LOCAL_BATCH,), 0, count)
-            grads = jax.grad(loss)(local, client_images[batch], client_labels[batch])
-            return jax.tree.map(lambda p, g: p - LOCAL_RATE * g, local, grads), None
-
-        local, _ = jax.lax.scan(step, params, jax.random.split(key, LOCAL_STEPS))
-        return jax.tree.map(jnp.subtract, params, local)
-
-    def changes(params, round_id):
-        """The updates of all clients; every run of a round draws the same batches."""
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), round_id), len(counts))
-        client = jax.vmap(local_change, in_axes=(None, 0, 0, 0, 0))
-        return client(params, keys, images, labels, counts)
-
-    def float_mean(updates):
-        """The weighted mean of the same clipped updates, in floating point and in the clear."""
-        norms = jax.vmap(optax.global_norm)(updates)
-        shares = weights / weights.sum() * jnp.minimum(1.0, plan.clip / norms)
-        return jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, axes=1), updates)
-
-    def secure_round(protocol):
-        aggregate = fa.secure_aggregate(
-            codec, protocol, num_clients=plan.num_clients, max_weight=plan.max_weight
-        )
-        rule = fa.apply_if_ok(aggregate, optax.chain(remember(), server))
-
-        def run(params, state, session):
-            updates = changes(params, session.round_id)
-            step, state = rule.update(updates, state, params, session=session, weights=weights)
-            mean, plain = state.inner[0], float_mean(updates)
-            gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), mean, plain)
-            gap = jnp.max(jnp.stack(jax.tree.leaves(gaps)))
-            return optax.apply_updates(params, step), state, gap
-
-        return rule.init, jax.jit(run, compiler_options=fa.compiler_options())
 
     @jax.jit
-    def plain_round(params, state, round_id):
-        step, state = server.update(float_mean(changes(params, round_id)), state, params)
-        return optax.apply_updates(params, step), state
+    def train_clients(state, round_id):
+        """Every run of a round draws the same batches."""
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), round_id), len(counts))
+        own = algorithm.recall(state, jnp.arange(len(counts)))
+
+        def client(own, examples, count, key):
+            return algorithm.client(state, own, examples, count, key)
+
+        return jax.vmap(client)(own, (images, labels), counts, keys)
 
     @jax.jit
     def accuracy(params):
         logits = nnx.merge(definition, params)(test_images)
         return jnp.mean(jnp.argmax(logits, -1) == test_labels)
 
-    @jax.jit
-    def show_upload(params, session):
-        """The words of the first client, and its upload as the server sees it."""
-        updates = changes(params, session.round_id)
-        kept = fa.transcript(
-            updates,
-            session,
-            codec=codec,
-            protocol=fa.SecAgg(group=plan.group),
-            weights=weights,
-            max_weight=plan.max_weight,
-        )
-        update = jax.tree.map(lambda leaf: leaf[0], updates)
-        words = jnp.round(weights[0] * codec.forward(update, kept.public)).astype(jnp.int32)
-        upload = kept.view(server=True).server["upload"].outboxes.words[0, :-1]
-        return words, plan.group.centre_lift(upload)
-
-    return secure_round, server.init, plain_round, accuracy, show_upload
+    return train_clients, accuracy
 
 
-def remember():
-    """An optax rule that changes nothing and keeps the last update in its state."""
+def float_mean(updates, weights, clip):
+    """The weighted mean of the clipped updates, in floating point and in the clear."""
     import jax
     import jax.numpy as jnp
     import optax
 
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda update, state, params=None: (update, update),
-    )
+    norms = jax.vmap(optax.global_norm)(updates)
+    shares = weights / weights.sum() * jnp.minimum(1.0, clip / norms)
+    return jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, axes=1), updates)
+
+
+def make_experiment(definition, data, algorithm, plan, seed):
+    """The jitted parts: rounds, accuracy, and one client's upload."""
+    from types import SimpleNamespace
+
+    import jax
+    import jax.numpy as jnp
+
+    import fedjax_agg as fa
+    from fedjax_agg.codecs import Beside
+
+    train_clients, accuracy = make_training(definition, data, algorithm, seed)
+    # SCAFFOLD counts every client once.
+    weights = jnp.minimum(jnp.asarray(data[2], jnp.int32), algorithm.max_weight)
+    everybody = jnp.arange(plan.num_clients)
+    # An update is one tree or, with variates or gradients beside it, two: each has its codec.
+    how = {
+        "codec": Beside(algorithm.codecs()),
+        "weights": weights,
+        "max_weight": algorithm.max_weight,
+    }
+
+    def in_floats(update):
+        return tuple(float_mean(tree, weights, plan.clip) for tree in update)
+
+    def server(state, mean, report, sent):
+        moved = algorithm.server(state, mean, report)
+        return algorithm.keep(moved, everybody, sent.own, weights > 0)
+
+    def make_round(protocol):
+        def run(state, session):
+            sent = train_clients(state, session.round_id)
+            mean, report = fa.secure_mean(sent.update, session, protocol=protocol, **how)
+            gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), mean, in_floats(sent.update))
+            moved = server(state, mean, report, sent)
+            # A round that failed changes nothing.
+            state = jax.tree.map(lambda new, old: jnp.where(report.ok, new, old), moved, state)
+            return state, jnp.max(jnp.stack(jax.tree.leaves(gaps))), report
+
+        return jax.jit(run, compiler_options=fa.compiler_options())
+
+    @jax.jit
+    def plain_round(state, round_id):
+        sent = train_clients(state, round_id)
+        # Without a protocol there is no report; all that an algorithm reads of one is this.
+        report = SimpleNamespace(total_weight=weights.sum().astype(jnp.float32))
+        return server(state, in_floats(sent.update), report, sent)
+
+    @jax.jit
+    def show_upload(state, session):
+        """The words of the first client, and its upload as the server sees it."""
+        updates = train_clients(state, session.round_id).update
+        kept = fa.transcript(updates, session, protocol=algorithm.protocol, **how)
+        update = jax.tree.map(lambda leaf: leaf[0], updates)
+        grid = how["codec"].forward(update, kept.public)
+        words = jnp.round(weights[0] * grid).astype(jnp.int32)
+        upload = kept.view(server=True).server["upload"].outboxes.words[0, :-1]
+        return words, plan.group.centre_lift(upload)
+
+    return make_round, plain_round, accuracy, show_upload
 
 
 def break_one_key(session):
@@ -215,69 +237,62 @@ def break_one_key(session):
     return dataclasses.replace(session, agreement=flipped)
 
 
-def train(options, plan, params, experiment, log):
-    """Runs all three, and returns the accuracies, the gaps and the times of the rounds."""
+def train(options, plan, params, algorithm, experiment, log):
+    """Runs all three: the record, the times of the rounds, a report and the first upload."""
     import jax
     import numpy as np
-    import tqdm
 
     import fedjax_agg as fa
 
-    secure_round, init_plain, plain_round, accuracy, show_upload = experiment
-    init, masked_round = secure_round(fa.SecAgg(group=plan.group))
-    _, unmasked_round = secure_round(fa.Plain(group=plan.group))
+    make_round, plain_round, accuracy, show_upload = experiment
+    runs = RUNS[:2] if options.protocol == "plain" else RUNS
     seed = fa.fixed_seed(options.seed)
     sessions = jax.jit(
         lambda r: fa.simulated_session(seed, num_clients=plan.num_clients, round_id=r)
     )
-    first = sessions(0)
+    start, first = algorithm.init(params), sessions(0)
     log("compiling the rounds (a minute on a slow machine) ...")
     began = time.perf_counter()
     # XLA compiles a program on one core: two programs at a time take two.
     with ThreadPoolExecutor() as pool:
         compiled = [
-            pool.submit(function.lower(*arguments).compile)
-            for function, arguments in (
-                (masked_round, (params, init(params), first)),
-                (show_upload, (params, first)),
-                (unmasked_round, (params, init(params), first)),
+            pool.submit(function.lower(start, first).compile)
+            for function in (
+                make_round(algorithm.protocol),
+                show_upload,
+                make_round(fa.Plain(group=plan.group)),
             )
         ]
         masked_round, show_upload, unmasked_round = (future.result() for future in compiled)
-    jax.block_until_ready(masked_round(params, init(params), first))
-    jax.block_until_ready(unmasked_round(params, init(params), first))
+    _, _, report = jax.block_until_ready(masked_round(start, first))
+    jax.block_until_ready(unmasked_round(start, first))
     log(f"compiled in {time.perf_counter() - began:.1f} s")
 
-    models = {run: params for run in RUNS}
-    states = {"secure": init(params), "plain": init_plain(params), "broken key": init(params)}
-    accuracies, gaps = {run: [] for run in RUNS}, []
-    times = {"masked": [], "unmasked": []}
+    names = [f"accuracy_{run.replace(' ', '_')}" for run in runs]
+    settings = {
+        name: getattr(options, name)
+        for name in ("clients", "bits", "seed", "algorithm", "protocol")
+    }
+    columns = [*names, "max_abs_difference", "seconds_masked", "seconds_unmasked"]
+    record = _common.Record(options.out / "digits", columns, settings)
+    states = record.start(dict.fromkeys(runs, start), options.resume)
 
-    def timed(kind, function, *arguments):
+    def timed(function, *arguments):
         began = time.perf_counter()
         result = jax.block_until_ready(function(*arguments))
-        times[kind].append(time.perf_counter() - began)
-        return result
+        return result, time.perf_counter() - began
 
-    bar = tqdm.trange(options.rounds, desc="rounds", file=sys.stderr, mininterval=0.5)
-    for r in bar:
+    for r in _common.progress(record, options.rounds):
         session = sessions(r)
-        timed("unmasked", unmasked_round, models["secure"], states["secure"], session)
-        models["secure"], states["secure"], gap = timed(
-            "masked", masked_round, models["secure"], states["secure"], session
-        )
-        gaps.append(float(gap))
-        models["plain"], states["plain"] = plain_round(
-            models["plain"], states["plain"], session.round_id
-        )
-        models["broken key"], states["broken key"], _ = masked_round(
-            models["broken key"], states["broken key"], break_one_key(session)
-        )
-        for run in RUNS:
-            accuracies[run].append(float(accuracy(models[run])))
-        bar.set_postfix({run: f"{accuracies[run][-1]:.3f}" for run in RUNS})
-    upload = jax.tree.map(np.asarray, show_upload(params, first))
-    return accuracies, gaps, times, states["secure"].aggregate.report, upload
+        _, unmasked = timed(unmasked_round, states["secure"], session)
+        (states["secure"], gap, report), masked = timed(masked_round, states["secure"], session)
+        states["plain"] = plain_round(states["plain"], session.round_id)
+        if "broken key" in states:
+            states["broken key"], _, _ = masked_round(states["broken key"], break_one_key(session))
+        accuracies = [float(accuracy(states[run].params)) for run in runs]
+        record.add([*accuracies, gap, masked, unmasked], states)
+    upload = jax.tree.map(np.asarray, show_upload(start, first))
+    return runs, record, report, upload
 
 
 def write_figure(path, accuracies, words, upload, plan):
@@ -290,8 +305,9 @@ def write_figure(path, accuracies, words, upload, plan):
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     styles = {"secure": ("C0", "-"), "plain": ("C1", "--"), "broken key": ("C3", "-")}
     rounds = np.arange(1, len(accuracies["plain"]) + 1)
-    for run, (colour, line) in styles.items():
-        left.plot(rounds, accuracies[run], line, color=colour, label=run, linewidth=2)
+    for run, values in accuracies.items():
+        colour, line = styles[run]
+        left.plot(rounds, values, line, color=colour, label=run, linewidth=2)
     left.axhline(0.1, color="0.6", linewidth=1, linestyle=":", label="chance")
     left.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="Accuracy")
     left.legend(loc="center right")
@@ -314,73 +330,72 @@ def write_figure(path, accuracies, words, upload, plan):
     figure.savefig(path, dpi=120)
 
 
-def write_csv(path, accuracies, gaps):
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [f"accuracy_{run.replace(' ', '_')}" for run in RUNS]
-        writer.writerow(["round", *names, "max_abs_difference"])
-        for r, gap in enumerate(gaps):
-            writer.writerow([r + 1, *(accuracies[run][r] for run in RUNS), gap])
-
-
 def main(arguments=None):
     parser, options = parse_arguments(arguments)
-
-    def log(line):
-        print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
-
+    log = _common.make_log(options)
     log(
         f"digits: {options.clients} clients, {options.rounds} rounds, {options.bits} bits, "
-        f"seed {options.seed}: training secure, plain and with a broken key"
+        f"seed {options.seed}, {options.algorithm}, {options.protocol}: training secure, plain"
+        + (" (no key to break)" if options.protocol == "plain" else " and with a broken key")
     )
     import numpy as np
 
-    import fedjax_agg as fa
-
     data = split_digits(options.clients, np.random.default_rng(options.seed))
     definition, params = make_model(options.seed)
-    try:
-        plan = fa.plan_round(
-            params,
-            num_clients=options.clients,
-            clip=CLIP,
-            bits=options.bits,
-            max_weight=min(MAX_WEIGHT, int(data[2].max())),
-        )
-    except ValueError as problem:
-        parser.error(str(problem))
+    plan = _common.plan_for(
+        parser,
+        params,
+        options.protocol,
+        num_clients=options.clients,
+        clip=CLIP,
+        bits=options.bits,
+        max_weight=min(MAX_WEIGHT, int(data[2].max())),
+    )
     log(str(plan))
-    experiment = make_experiment(definition, data, plan, options.seed)
-    accuracies, gaps, times, report, (words, upload) = train(options, plan, params, experiment, log)
+    algorithm = make_algorithm(
+        definition,
+        options.algorithm,
+        plan.codec(),
+        population=plan.num_clients,
+        protocol=_common.make_protocol(options.protocol, plan),
+        max_weight=plan.max_weight,
+    )
+    experiment = make_experiment(definition, data, algorithm, plan, options.seed)
+    runs, record, report, (words, upload) = train(options, plan, params, algorithm, experiment, log)
 
-    masked, unmasked = (float(np.median(times[kind])) for kind in ("masked", "unmasked"))
+    accuracies = {run: record.column(f"accuracy_{run.replace(' ', '_')}") for run in runs}
+    masked, unmasked = (
+        float(np.median(record.column(f"seconds_{kind}"))) for kind in ("masked", "unmasked")
+    )
     result = {
         "accuracy_secure": accuracies["secure"][-1],
         "accuracy_plain": accuracies["plain"][-1],
-        "accuracy_broken_key": accuracies["broken key"][-1],
-        "max_abs_difference": max(gaps),
+        "accuracy_broken_key": accuracies["broken key"][-1] if "broken key" in runs else None,
+        "max_abs_difference": max(record.column("max_abs_difference")),
         "step": plan.step,
         "parameters": plan.size,
         "bits_per_coordinate": plan.ring_bits,
         "bytes_per_client": sum(int(count) for count in report.bytes_up.values()),
         "seconds_per_round": masked,
         "share_spent_on_masks": max(0.0, 1 - unmasked / masked),
+        "algorithm": options.algorithm,
+        "protocol": options.protocol,
     }
-    figure, table = options.out / "digits.png", options.out / "digits.csv"
+    figure = options.out / "digits.png"
     write_figure(figure, accuracies, words, upload, plan)
-    write_csv(table, accuracies, gaps)
     if options.json:
         print(json.dumps(result))
     else:
         print_table(result)
-    log(f"{figure}\n{table}")
+    log(f"{figure}\n{record.table}")
 
 
 def print_table(result):
+    broken = result["accuracy_broken_key"]
     rows = [
         ("test accuracy, secure", f"{result['accuracy_secure']:.4f}"),
         ("test accuracy, plain", f"{result['accuracy_plain']:.4f}"),
-        ("test accuracy, broken key", f"{result['accuracy_broken_key']:.4f}"),
+        ("test accuracy, broken key", "-" if broken is None else f"{broken:.4f}"),
         ("largest difference from float", f"{result['max_abs_difference']:.3g}"),
         ("one step of the grid", f"{result['step']:.3g}"),
         ("parameters d", f"{result['parameters']:,}"),
@@ -394,4 +409,4 @@ def print_table(result):
 
 
 if __name__ == "__main__":
-    main()
+    _common.call(main)

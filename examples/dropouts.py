@@ -16,14 +16,15 @@ it was. SecAgg+ can be planned for more lost clients; it then needs more neighbo
 predictable, for experiments only).
 """
 
-import argparse
 import csv
+import hashlib
 import json
-import pathlib
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import _common
 import digits
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -37,69 +38,35 @@ BITS = 16
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(
-        description="Lose clients in the middle of secure rounds of training."
+    parser = _common.make_parser(
+        "Lose clients in the middle of secure rounds of training.",
+        rounds=12,
+        quick="10 clients, 4 rounds, 3 rates, no SecAgg",
     )
     parser.add_argument("--clients", type=int, default=20, help="default: 20")
-    parser.add_argument("--rounds", type=int, default=12, help="default: 12")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of data, model, sessions and losses; default: 0"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="10 clients, 4 rounds, 3 rates, no SecAgg"
-    )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
     options = parser.parse_args(arguments)
     if options.quick:
         options.clients, options.rounds = min(options.clients, 10), min(options.rounds, 4)
-    for name, low, high in (("clients", 5, 100), ("rounds", 1, 10_000), ("seed", 0, 2**32 - 1)):
-        value = getattr(options, name)
-        if not low <= value <= high:
-            parser.error(f"--{name} {value} must be from {low} to {high}")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        parser.error(f"--out {options.out} cannot be written: {problem.strerror}")
+    _common.check_ranges(parser, options, clients=(5, 100))
     return parser, options
 
 
 def make_training(definition, data, seed):
-    """What all clients would like to change in a round, and the accuracy on the test set."""
+    """What all clients would like the server to subtract in a round, and the test accuracy."""
     import jax
     import jax.numpy as jnp
-    import optax
-    from flax import nnx
 
-    images, labels, counts, test_images, test_labels = data
-    counts = jnp.asarray(counts, jnp.int32)
+    import fedjax_agg as fa
+    from fedjax_agg.federated import ServerState
 
-    def loss(params, batch_images, batch_labels):
-        logits = nnx.merge(definition, params)(batch_images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels).mean()
-
-    def local_change(params, key, client_images, client_labels, count):
-        """Start minus end of a client's own SGD."""
-
-        def step(local, step_key):
-            batch = jax.random.randint(step_key, (digits.LOCAL_BATCH,), 0, count)
-            grads = jax.grad(loss)(local, client_images[batch], client_labels[batch])
-            return jax.tree.map(lambda p, g: p - digits.LOCAL_RATE * g, local, grads), None
-
-        keys = jax.random.split(key, digits.LOCAL_STEPS)
-        local, _ = jax.lax.scan(step, params, keys)
-        return jax.tree.map(jnp.subtract, params, local)
+    # Only its clients are used: the rule of the server is that of ``server_step``.
+    clients = digits.make_algorithm(definition, "fedavg", fa.FixedPoint(digits.CLIP))
+    train_clients, accuracy = digits.make_training(definition, data, clients, seed)
 
     @jax.jit
     def changes(params, round_id):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), round_id), len(counts))
-        client = jax.vmap(local_change, in_axes=(None, 0, 0, 0, 0))
-        return client(params, keys, images, labels, counts)
-
-    @jax.jit
-    def accuracy(params):
-        logits = nnx.merge(definition, params)(test_images)
-        return jnp.mean(jnp.argmax(logits, -1) == test_labels)
+        (updates,) = train_clients(ServerState(params, ()), round_id).update
+        return jax.tree.map(jnp.negative, updates)
 
     return changes, accuracy
 
@@ -232,7 +199,7 @@ def print_round(kept, in_the_clear, plan, log):
             log(f"  {who if not index else '':<10}{line}")
 
     log(f"\nOne round of SecAgg+: {n} clients, each with {k} neighbours; {t} of them rebuild")
-    log("a secret, and fewer learn nothing of it.")
+    log("a secret, and fewer learn nothing of it. Links to the server are taken for encrypted.")
     before = np.ones(n, bool)
     before = stage("advertise", "two public keys")
     sees("server", f"the keys of all, of client 1: {hexadecimal(board.keys.mask[0])}")
@@ -293,8 +260,52 @@ def print_round(kept, in_the_clear, plan, log):
 # Training.
 
 
-def train(options, plan, rates, params, training, protocols, steps, sessions):
-    """A row for each protocol and rate, and whether successful rounds equal those of Plain."""
+class Rows:
+    """The rows of finished runs, as a table for people and as a checkpoint, one run after another.
+
+    A run of a protocol at a rate takes seconds: one that was interrupted is made again.
+    """
+
+    def __init__(self, options):
+        """With ``--resume`` those of an earlier run of the same settings."""
+        self.table, self.checkpoint = options.out / "dropouts.csv", options.out / "dropouts.json"
+        self.settings = {name: getattr(options, name) for name in ("clients", "rounds", "seed")}
+        self.rows = self._load() if options.resume and self.checkpoint.exists() else []
+
+    def _load(self):
+        try:
+            kept = json.loads(self.checkpoint.read_text())
+            settings, rows = kept["settings"], kept["rows"]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            sys.exit(f"--resume: {self.checkpoint} cannot be read: {problem}")
+        _common.check_settings(self.checkpoint, settings, self.settings)
+        return rows
+
+    def find(self, name, rate):
+        """The row of a protocol and a rate, or None."""
+        found = (row for row in self.rows if (row["protocol"], row["dropout"]) == (name, rate))
+        return next(found, None)
+
+    def add(self, row):
+        """One more, in both files."""
+        self.rows.append(row)
+        partial = self.checkpoint.with_suffix(".partial")
+        partial.write_text(json.dumps({"settings": self.settings, "rows": self.rows}))
+        os.replace(partial, self.checkpoint)
+        write_csv(self.table, self.rows)
+
+
+def digest(model):
+    """Of all bits of a model."""
+    import jax
+    import numpy as np
+
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def train(options, plan, rates, params, training, steps, sessions):
+    """A row for each protocol and rate; whether models of runs that never stopped are Plain's."""
     import jax
     import numpy as np
     import tqdm
@@ -303,53 +314,57 @@ def train(options, plan, rates, params, training, protocols, steps, sessions):
 
     changes, accuracy = training
     seed, n = fa.fixed_seed(options.seed), plan.num_clients
-    rows, final, equal = [], {}, True
+    record = Rows(options)
+    runs = [(name, rate) for name in steps for rate in rates]
+    missing = [run for run in runs if record.find(*run) is None]
     bar = tqdm.tqdm(
-        total=len(steps) * len(rates) * options.rounds,
+        total=len(runs) * options.rounds,
+        initial=(len(runs) - len(missing)) * options.rounds,
         desc="rounds",
         file=sys.stderr,
         mininterval=0.5,
     )
-    for name, (step, first_state) in steps.items():
-        for rate in rates:
-            lost = lost_at(rate, n)
-            model, state = params, first_state
-            times, succeeded, reasons = [], 0, set()
-            for r in range(options.rounds):
-                session = sessions(r)
-                alive = fa.drop_clients(seed, n, lost / n, round_id=r)
-                inputs = jax.block_until_ready((changes(model, session.round_id), session, alive))
-                began = time.perf_counter()
-                model, state = jax.block_until_ready(step(model, state, *inputs))
-                times.append(time.perf_counter() - began)
-                report = state.aggregate.report
-                succeeded += bool(report.ok)
-                reasons |= {rule for rule, count in report.refusals.items() if int(count)}
-                bar.update()
-            bar.set_postfix_str(f"{name}, {rate:.0%} lost")
-            up, down = (
-                {stage: int(count) for stage, count in counts.items()}
-                for counts in (report.bytes_up, report.bytes_down)
-            )
-            rows.append(
-                {
-                    "protocol": name,
-                    "dropout": rate,
-                    "lost": lost,
-                    "accuracy": float(accuracy(model)),
-                    "rounds_ok": succeeded,
-                    "refused": sorted(reasons),
-                    "bytes_up": up,
-                    "bytes_down": down,
-                    "seconds_per_round": float(np.median(times)),
-                }
-            )
-            final[name, rate] = model
-            if succeeded == options.rounds:
-                same = jax.tree.map(lambda a, b: bool((a == b).all()), model, final["Plain", rate])
-                equal = equal and all(jax.tree.leaves(same))
+    for name, rate in missing:
+        step, state = steps[name]
+        model, times, succeeded, reasons = params, [], 0, set()
+        for r in range(options.rounds):
+            session = sessions(r)
+            alive = fa.drop_clients(seed, n, rate, round_id=r)
+            inputs = jax.block_until_ready((changes(model, session.round_id), session, alive))
+            began = time.perf_counter()
+            model, state = jax.block_until_ready(step(model, state, *inputs))
+            times.append(time.perf_counter() - began)
+            report = state.aggregate.report
+            succeeded += bool(report.ok)
+            reasons |= {rule for rule, count in report.refusals.items() if int(count)}
+            bar.update()
+        bar.set_postfix_str(f"{name}, {rate:.0%} lost")
+        up, down = (
+            {stage: int(count) for stage, count in counts.items()}
+            for counts in (report.bytes_up, report.bytes_down)
+        )
+        record.add(
+            {
+                "protocol": name,
+                "dropout": rate,
+                "lost": lost_at(rate, n),
+                "accuracy": float(accuracy(model)),
+                "rounds_ok": succeeded,
+                "refused": sorted(reasons),
+                "bytes_up": up,
+                "bytes_down": down,
+                "seconds_per_round": float(np.median(times)),
+                "model": digest(model),
+            }
+        )
     bar.close()
-    return rows, equal
+    rows = [record.find(*run) for run in runs]
+    equal = all(
+        row["model"] == record.find("Plain", row["dropout"])["model"]
+        for row in rows
+        if row["rounds_ok"] == options.rounds
+    )
+    return rows, equal, record.table
 
 
 def write_figure(path, rows, names, plan, rounds, untrained):
@@ -462,10 +477,7 @@ def print_table(rows, clients, rounds, stops, equal):
 
 def main(arguments=None):
     parser, options = parse_arguments(arguments)
-
-    def log(line):
-        print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
-
+    log = _common.make_log(options)
     rates = QUICK_RATES if options.quick else RATES
     names = QUICK_PROTOCOLS if options.quick else PROTOCOLS
     log(
@@ -508,15 +520,14 @@ def main(arguments=None):
 
     print_round(*(transcript(updates, session, story) for transcript in transcripts), plan, log)
     log("")
-    rows, equal = train(options, plan, rates, params, training, protocols, steps, sessions)
+    rows, equal, table = train(options, plan, rates, params, training, steps, sessions)
     stops = {
         name: fewest(protocol, plan.num_clients)
         for name, protocol in protocols.items()
         if name != "Plain"
     }
-    figure, table = options.out / "dropouts.png", options.out / "dropouts.csv"
+    figure = options.out / "dropouts.png"
     write_figure(figure, rows, names, plan, options.rounds, float(training[1](params)))
-    write_csv(table, rows)
     if options.json:
         result = {
             "clients": plan.num_clients,
@@ -535,4 +546,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    _common.call(main)

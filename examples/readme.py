@@ -16,12 +16,12 @@ state, seed = rule.init(params), fa.root_seed()
 
 
 @jax.jit
-def train_round(params, state, round_id):
+def train_round(params, state, seed, round_id):
     session = fa.simulated_session(seed, num_clients=8, round_id=round_id)
     updates, state = rule.update(grads_of_clients(params, x, y), state, params, session=session)
     return optax.apply_updates(params, updates), state
 
 
 for round_id in range(100):
-    params, state = train_round(params, state, round_id)
+    params, state = train_round(params, state, seed, round_id)
 print(params.round(2), "ok:", state.aggregate.report.ok)
