@@ -348,7 +348,7 @@ def test_clients_train_where_they_are(named):
     mesh = make_mesh(8)
 
     def step(data, session):
-        state = algorithm.init(jnp.zeros(D))
+        state = algorithm.init(jnp.zeros(D, jnp.float32))
         name = "clients" if named else None
         return algorithm.step(state, data, session, axis_name=name)[0]
 
