@@ -35,7 +35,12 @@ def public_context(
     """What all parties know at the start of a round; ``clients`` where this is one of devices."""
     if clients is not None and clients.coordinates is not None:
         updates = jax.eval_shape(jax.vmap(functools.partial(mesh.whole, axes=clients)), updates)
-    return RoundContext(session.round_id, session.public_seed, structure=client_structure(updates))
+    return RoundContext(
+        session.round_id,
+        session.public_seed,
+        structure=client_structure(updates),
+        key_exchange=session.key_exchange,
+    )
 
 
 def checked(

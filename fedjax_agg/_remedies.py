@@ -155,6 +155,12 @@ REMEDIES = {
     "the server may have named others to them: answer nothing, start a new round",
     "refuse-answered-already": "a second answer in one round can open an update: answer nothing, "
     "start a new round",
+    "refuse-signature": "the list of the server has a key that its owner did not sign: share "
+    "nothing, start a new round, and do not trust that server",
+    "identity-seed": "secrets.token_bytes(32) makes one, and Identity.fresh() needs none",
+    "identity-key": "take the identities of others from an authority, as Identity.public gave them",
+    "group-session": "agree on the group key in a simulated_session(...): its key exchange has no "
+    "messages of its own yet",
     "num-chunks": "CHUNKS for each secret of 256 bits",
     "chunks-shape": "to_chunks(secret) makes CHUNKS of one secret; concatenate those of several",
     "polynomial-shape": "draw them with draw_coefficients(key, threshold, num_chunks)",

@@ -27,6 +27,7 @@ from fedjax_agg.symmetric.seal import Sealed, open_with, seal_with
 _LEADER = 1
 # In a session's agreement, the key exchange of the channels between clients.
 _CHANNEL = 0
+_IDEAL = agreement.IdealKeyExchange()
 
 
 @jax.tree_util.register_dataclass
@@ -112,7 +113,7 @@ def agree_group_key(
 
     Raises:
         TypeError: no ``Session``.
-        ValueError: participation of another shape or type.
+        ValueError: participation of another shape or type; a session that is not simulated.
 
     Formal Guarantees:
         To a server that relays messages and colludes with no member, the key is as strong as
@@ -129,6 +130,10 @@ def agree_group_key(
         ((4, 8), True)
     """
     _check.instance("session-type", Session, session=session)
+    if session.agreement is None:
+        raise _check.error(
+            "group-session", f"a session with {session.key_exchange}", "a simulated one"
+        )
     n = session.num_clients
     there = jnp.ones(n, jnp.bool_) if participation is None else participation
     _check.array("participation-shape", np.bool_, (n,), participation=there)
@@ -171,7 +176,7 @@ def wrap(session: Session) -> Sealed:
     slots = ids - np.uint32(_LEADER)
     secret = _exchange_secret(session, session.secrets[0])
     entries = agreement.deal(session.agreement[0, _CHANNEL], secret, ids[0], ids, slots)
-    pairs = agreement.agree(secret, entries, slots)
+    pairs = _IDEAL.agree(secret, entries, slots)
 
     def seal_for(pair, receiver):
         keys = _wrapping_keys(session, pair, receiver)
@@ -195,7 +200,7 @@ def accept(session: Session, wrapped: Sealed) -> tuple[jax.Array, jax.Array, jax
         secret, leader = _exchange_secret(session, root), session.client_ids[:1]
         slot = jnp.zeros(1, jnp.uint32)
         entry = agreement.deal(handle, secret, own, leader, slot)
-        keys = _wrapping_keys(session, agreement.agree(secret, entry, slot)[0], own)
+        keys = _wrapping_keys(session, _IDEAL.agree(secret, entry, slot)[0], own)
         key, authentic = open_with(
             keys, sealed, round_id=session.round_id, sender=_LEADER, receiver=own
         )

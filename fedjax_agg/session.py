@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_agg import _check
+from fedjax_agg.sharing.agreement import IdealKeyExchange, KeyExchange
 from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.symmetric.sha256 import sha256
 
@@ -34,6 +35,7 @@ class RoundContext(NamedTuple):
         total_weight: float32[], the sum of their weights; None before it is known.
         start: uint32[], a multiple of 16: the first coordinate of the words that a client is to
             protect; None where they are all words.
+        key_exchange: how clients come to the secrets of pairs; static.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,6 +53,7 @@ class RoundContext(NamedTuple):
     survivors: Any = None
     total_weight: Any = None
     start: Any = None
+    key_exchange: KeyExchange = IdealKeyExchange()
 
 
 @jax.tree_util.register_dataclass
@@ -72,9 +75,11 @@ class Session:
         agreement: uint32[n, 2, 8], each client's handles on two ideal key agreements, of the
             channels between clients and of their masks: all rows are equal, and the dealer
             hands client i the secret of the pair (i, j) from row i. They stand for key
-            exchanges, and no function of a client or of the server receives them.
+            exchanges, and no function of a client or of the server receives them. None where
+            the key exchange is real, as of ``host.keys.X25519``, and needs no dealer.
         context: uint8[n, 32] or None, the digest of the model that each client was given, from
             ``bind``.
+        key_exchange: how clients come to the secrets of pairs; static.
 
     Example:
         >>> session = simulated_session(root_seed(), num_clients=2)
@@ -86,8 +91,11 @@ class Session:
     public_seed: jax.Array
     client_ids: jax.Array
     secrets: jax.Array
-    agreement: jax.Array
+    agreement: jax.Array | None
     context: jax.Array | None = None
+    key_exchange: KeyExchange = dataclasses.field(
+        default=IdealKeyExchange(), metadata={"static": True}
+    )
 
     @property
     def num_clients(self) -> int:

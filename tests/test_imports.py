@@ -26,7 +26,7 @@ LEVELS = (
     ("_core",),
     ("secure_round",),
     ("secure_aggregate", "blind_round", "plan", "streaming"),
-    ("costs", "__main__", "federated", "interop"),
+    ("costs", "__main__", "federated", "interop", "host"),
     ("__init__",),
     ("testing",),
 )
@@ -34,7 +34,7 @@ LEVELS = (
 SAME_LEVEL = {("codecs", "rounding")}
 OUTSIDE = {"jax", "optax", "numpy"}
 # What only one room may import: the library that it speaks to, from an extra.
-OUTSIDE_OF_ROOM = {"interop": {"drjax"}}
+OUTSIDE_OF_ROOM = {"interop": {"drjax"}, "host": {"cryptography"}}
 NOT_PUBLIC = ("jax.core", "jax.interpreters", "jax.extend", "jax.experimental")
 
 # Kernels for GPUs are written in Pallas, which has no public name yet; in one file of their own.

@@ -112,12 +112,15 @@ class Protocol(abc.ABC):
         del num_clients
         return ()
 
-    def deal(self, board: Any, agreement: jax.Array, private: Any, ctx: RoundContext) -> Any:
-        """The dealer of the ideal key agreement fills in the board. **Simulation only.**
+    def deal(self, board: Any, agreement: jax.Array | None, private: Any, ctx: RoundContext) -> Any:
+        """Fills in the board what each client combines with its own secrets.
 
         Args:
             board: what the server published.
-            agreement: uint32[n, 2, 8], the handles that no client and no server receives.
+            agreement: uint32[n, 2, 8], the handles on the ideal key agreement, whose dealer this
+                then is, **in a simulation only**: no client and no server receives them. None
+                where the key exchange is real: entries are public keys, and ``private`` may be
+                None.
             private: the private states of all clients.
             ctx: the public context.
         """

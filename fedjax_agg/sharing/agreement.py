@@ -1,12 +1,14 @@
-"""The ideal key agreement of a simulation, in the place of X25519.
+"""The type of a key exchange, and the ideal one of a simulation.
 
 A dealer gives the two ends of an edge one uniform secret. What is public of it, for each client
 and each slot, is an *entry*: the secret of the edge, sealed under the client's own secret. So
 whoever holds that one secret, the client or a server that has rebuilt it from shares, opens
-exactly this client's edges of this round and no others, as with a secret key of X25519.
+exactly this client's edges of this round and no others, as with a secret key of X25519. Of a real
+exchange an entry is the peer's public key, and there is no dealer.
 """
 
-from typing import Any
+import abc
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +21,55 @@ _KEY_WORDS = 8
 _PAD, _PUBLIC = np.array([[0, 0, 0], [1, 0, 0]], np.uint32)
 
 
-def public_key(secret: jax.Array) -> jax.Array:
-    """What a client advertises: as unique as its secret, and as silent about it as a hash.
+class KeyExchange(abc.ABC):
+    """How two clients come to one secret: from the secret of one, and what is public of the other.
 
-    Args:
-        secret: uint32[8].
+    A static node of a pytree: it holds no array.
 
-    Returns:
-        uint32[8].
+    Example:
+        >>> isinstance(IdealKeyExchange(), KeyExchange)
+        True
+    """
+
+    @abc.abstractmethod
+    def public_key(self, secret: jax.Array) -> jax.Array:
+        """What a client advertises of its secret: uint32[8] -> uint32[8]."""
+
+    @abc.abstractmethod
+    def agree(self, secret: jax.Array, entries: jax.Array, slots: jax.Array) -> jax.Array:
+        """The shared secrets of edges, from one end's own secret and its public entries.
+
+        Args:
+            secret: uint32[8], or uint32[k, 8] for edges of several clients.
+            entries: uint32[k, 8], from the board.
+            slots: uint32[k], the slot of each entry.
+
+        Returns:
+            uint32[k, 8]; zeros where an entry is no valid key.
+        """
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class IdealKeyExchange(KeyExchange):
+    """The key exchange of a simulation, in the place of X25519: entries are ``deal``'s.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> public_key(jnp.zeros(8, jnp.uint32)).shape
+        >>> exchange, secret = IdealKeyExchange(), jnp.ones(8, jnp.uint32)
+        >>> exchange.public_key(secret).shape
         (8,)
+        >>> exchange.agree(secret, jnp.zeros((1, 8), jnp.uint32), jnp.zeros(1, jnp.uint32)).shape
+        (1, 8)
     """
-    return chacha20_block(secret, np.uint32(0), _PUBLIC)[:_KEY_WORDS]
+
+    def public_key(self, secret: jax.Array) -> jax.Array:
+        """As unique as the secret, and as silent about it as a hash."""
+        return chacha20_block(secret, np.uint32(0), _PUBLIC)[:_KEY_WORDS]
+
+    def agree(self, secret: jax.Array, entries: jax.Array, slots: jax.Array) -> jax.Array:
+        """Takes the seal off entries."""
+        return entries ^ _pads(secret, slots)
 
 
 def deal(
@@ -65,6 +101,7 @@ def deal(
         >>> ids = jnp.array([1, 2], jnp.uint32)
         >>> entry_1 = deal(handle, one, ids[0], ids[1:], slots)
         >>> entry_2 = deal(handle, two, ids[1], ids[:1], slots)
+        >>> agree = IdealKeyExchange().agree
         >>> bool((agree(one, entry_1, slots) == agree(two, entry_2, slots)).all())
         True
     """
@@ -74,26 +111,6 @@ def deal(
         return chacha20_block(handle, jnp.minimum(own, peer), nonce)[:_KEY_WORDS]
 
     return jax.vmap(edge)(peers) ^ _pads(secret, slots)
-
-
-def agree(secret: Any, entries: jax.Array, slots: jax.Array) -> jax.Array:
-    """The shared secrets of edges, from one end's own secret and its public entries.
-
-    Args:
-        secret: uint32[8], or uint32[k, 8] for edges of several clients.
-        entries: uint32[k, 8], from the board.
-        slots: uint32[k], the slot of each entry.
-
-    Returns:
-        uint32[k, 8].
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> secret, slots = jnp.ones(8, jnp.uint32), jnp.zeros(1, jnp.uint32)
-        >>> agree(secret, jnp.zeros((1, 8), jnp.uint32), slots).shape
-        (1, 8)
-    """
-    return entries ^ _pads(secret, slots)
 
 
 def _pads(secret: jax.Array, slots: jax.Array) -> jax.Array:

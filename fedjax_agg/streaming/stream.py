@@ -174,7 +174,12 @@ def init(
     whole: Session | None = None
     if needs_whole_cohort(protocol, session, n):
         whole = session
-    public = RoundContext(session.round_id, session.public_seed, structure=structure)
+    public = RoundContext(
+        session.round_id,
+        session.public_seed,
+        structure=structure,
+        key_exchange=session.key_exchange,
+    )
     codec = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), codec)
     there = as_participation(participation, n)
     return _start(protocol, weights, max_weight, codec, whole, there, public)

@@ -11,7 +11,7 @@ from fedjax_agg.protocols import _channels
 from fedjax_agg.protocols._channels import ATTEST, FROM_PEER
 from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.session import RoundContext
-from fedjax_agg.sharing import agreement, lagrange
+from fedjax_agg.sharing import lagrange
 from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.symmetric.chacha20 import keystream
 from fedjax_agg.wire import Attestations, CodedShares, CodedSum
@@ -98,7 +98,7 @@ def join(secret: jax.Array, ctx: RoundContext) -> CodedKeys:
     channel, mask, noise = key_schedule.derive_keys(
         secret, labels, salt=ctx.public_seed, round_id=ctx.round_id, first=ctx.client
     )
-    public = agreement.public_key(channel)
+    public = ctx.key_exchange.public_key(channel)
     return CodedKeys(channel, mask, noise, public, Refusals.none(len(RULES)))
 
 
@@ -128,17 +128,21 @@ def share(
     board, own = ctx.board, index(ctx)
     n = board.present.shape[0]
     of_mask, of_noise, size = blocks
+    peers = jnp.arange(1, n + 1, dtype=jnp.uint32)
+    agreed = ctx.key_exchange.agree(
+        keys.channel_secret, board.entries[own], peers - np.uint32(1)
+    )
     refusals = keys.refusals.add(
         RULES,
         own_keys=~board.present[own]
         | jnp.any(board.keys[own] != keys.public)
         | _channels.some_twice(board.keys, board.present)
         | jnp.any(board.session_id != session_id),
-        invalid_key=jnp.any(_channels.all_zero(board.keys) & board.present),
+        invalid_key=jnp.any(
+            (_channels.all_zero(board.keys) | _channels.all_zero(agreed)) & board.present
+        ),
         few_keys=_count(board.present) < of_mask + of_noise,
     )
-    peers = jnp.arange(1, n + 1, dtype=jnp.uint32)
-    agreed = agreement.agree(keys.channel_secret, board.entries[own], peers - np.uint32(1))
     channel_keys = _channels.channel_keys(agreed, peers, session_id, ctx)
 
     mask = elements(keys.mask_key, of_mask * size).reshape(of_mask, size)

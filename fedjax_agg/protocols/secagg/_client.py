@@ -9,7 +9,7 @@ from fedjax_agg.protocols._channels import ATTEST, FROM_PEER
 from fedjax_agg.protocols.secagg import _keys as secagg_keys
 from fedjax_agg.protocols.secagg._keys import RULES, Client, Keys
 from fedjax_agg.session import RoundContext
-from fedjax_agg.sharing import agreement, shamir
+from fedjax_agg.sharing import shamir
 from fedjax_agg.wire import Attestations, Board, PublicKeys, RevealedShares, SealedShares
 
 _MINUS_ONE = np.uint32(2**32 - 1)
@@ -30,17 +30,18 @@ def share(
     neighbours, entries = board.neighbours[own], board.entries[own]
     present = board.present[neighbours]
     invalid = _channels.all_zero(board.keys.channel) | _channels.all_zero(board.keys.mask)
+    secrets = jnp.stack([keys.channel_secret, keys.recovery_secret])
+    agree = jax.vmap(ctx.key_exchange.agree, (0, 1, None))
+    channel, shared = agree(secrets, entries, slots(board))
+    invalid = invalid[neighbours] | _channels.all_zero(channel) | _channels.all_zero(shared)
     refusals = keys.refusals.add(
         RULES,
         own_keys=_posted_wrongly(keys.public, board, own),
-        invalid_key=jnp.any(invalid[neighbours] & present),
+        invalid_key=jnp.any(invalid & present),
         graph=jnp.any(neighbours != graph[own]) | jnp.any(board.session_id != session_id),
         few_keys=_count(present) < threshold,
     )
     peers = ids(neighbours)
-    secrets = jnp.stack([keys.channel_secret, keys.recovery_secret])
-    agree = jax.vmap(agreement.agree, (0, 1, None))
-    channel, shared = agree(secrets, entries, slots(board))
     channel_keys = _channels.channel_keys(channel, peers, session_id, ctx)
     pair_keys = secagg_keys.pair_keys(shared, ctx.client, peers, ctx.context_hash, session_id, ctx)
     self_key = secagg_keys.self_key(keys.self_seed, session_id, ctx)

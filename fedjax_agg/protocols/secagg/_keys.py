@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.session import RoundContext
-from fedjax_agg.sharing import agreement
 from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.wire import PublicKeys
 
@@ -150,6 +149,6 @@ def join(secret: jax.Array, ctx: RoundContext) -> Keys:
     channel, recovery, self_seed, sharing = key_schedule.derive_keys(
         secret, labels, salt=ctx.public_seed, round_id=ctx.round_id, first=ctx.client
     )
-    advertised = jax.vmap(agreement.public_key)(jnp.stack([channel, recovery]))
+    advertised = jax.vmap(ctx.key_exchange.public_key)(jnp.stack([channel, recovery]))
     public = PublicKeys(advertised[CHANNEL], advertised[MASK])
     return Keys(channel, recovery, self_seed, sharing, public, Refusals.none(len(RULES)))

@@ -13,7 +13,7 @@ from fedjax_agg.protocols.secagg import _keys as secagg_keys
 from fedjax_agg.protocols.secagg._client import ids
 from fedjax_agg.protocols.secagg._keys import MASK, mask_nonce
 from fedjax_agg.session import RoundContext
-from fedjax_agg.sharing import agreement, graph, shamir
+from fedjax_agg.sharing import graph, shamir
 from fedjax_agg.symmetric.chacha20 import keystream_sum
 from fedjax_agg.wire import Attestations, Board, Mail, RevealedShares, SealedShares, Total
 
@@ -69,7 +69,7 @@ def recover(
     missing = lost[:, None] & survivors[board.neighbours]
     needed = survivors | jnp.any(missing, axis=1)
     # What is rebuilt of a lost client is the secret of a key that it has advertised.
-    public = jax.vmap(agreement.public_key)(secrets)
+    public = jax.vmap(ctx.key_exchange.public_key)(secrets)
     right = survivors | jnp.all(public == board.keys.mask, axis=1)
     ok = jnp.any(survivors) & jnp.all(~needed | (enough & valid & check.consistent & right))
     holders = jnp.take_along_axis(board.neighbours, jnp.maximum(check.culprit, 0)[:, None], axis=1)[
@@ -121,7 +121,9 @@ def _missing_keys(
         rows = [lax.dynamic_slice_in_dim(x, first, step_size) for x in some]
         some_lost, some_slot, some_peer = rows
         entries = board.entries[some_lost, some_slot, MASK]
-        shared = agreement.agree(secrets[some_lost], entries, some_slot.astype(jnp.uint32))
+        shared = ctx.key_exchange.agree(
+            secrets[some_lost], entries, some_slot.astype(jnp.uint32)
+        )
         # The key that is in the sum is the survivor's, with the model that it was given.
         contexts = None if ctx.context_hash is None else ctx.context_hash[some_peer]
         derived = secagg_keys.pair_keys(

@@ -184,8 +184,13 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
             order = graph.permutation(session_id, n)
         return graph.neighbours(order, self.degree_of(n))
 
-    def deal(self, board: Board, handles: jax.Array, private: Keys, ctx: RoundContext) -> Board:
-        """The ideal agreement's entries for every client, slot and key exchange."""
+    def deal(
+        self, board: Board, handles: jax.Array | None, private: Keys | None, ctx: RoundContext
+    ) -> Board:
+        """The entries for every client, slot and key exchange."""
+        if handles is None:
+            keys = jnp.stack([board.keys.channel, board.keys.mask], axis=1)
+            return board._replace(entries=keys[board.neighbours])
         slots = client.slots(board)
 
         def entries(handles, keys, own, neighbours):

@@ -1,0 +1,326 @@
+"""Real keys: X25519 between clients, Ed25519 for who they are, HMAC keys for their links.
+
+A simulated session has an ideal key agreement. Here every pair of clients agrees by X25519
+(RFC 7748) over the server, and the same protocol code runs: under ``jit`` the curve is a callback
+to the package ``cryptography``. Each client has an *identity* besides, which lasts longer than a
+round: it signs the keys that the client advertises (Ed25519, RFC 8032), so that the server cannot
+put its own in their place, and it agrees with the server on the key that authenticates every
+frame between the two.
+"""
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedjax_agg import _check
+from fedjax_agg.session import Session, root_seed
+from fedjax_agg.sharing.agreement import KeyExchange
+from fedjax_agg.symmetric.key_schedule import WIRE_VERSION
+
+SIGNATURE_BYTES = 64
+_KEY_BYTES = 32
+_PURPOSE = f"fedjax_agg/v{WIRE_VERSION}/"
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class X25519(KeyExchange):
+    """The key exchange of RFC 7748: a secret is a private key, an entry the peer's public key.
+
+    The recovery secret that clients share is then the private key of the mask exchange, as in the
+    paper (Bonawitz et al., CCS'17, figure 4), and the server that rebuilds it agrees in the lost
+    client's place. Traced, both functions are callbacks to the host.
+
+    Formal Guarantees:
+        The secret of a pair is known to who holds one of the two private keys, and to nobody
+        else, as far as the gap Diffie-Hellman problem is hard on Curve25519 and HKDF-SHA256,
+        through which every key of a pair passes, is a random oracle. A public key of low order
+        gives the shared secret zero whatever the private key is: ``agree`` returns zeros, and
+        clients refuse them by the rule ``invalid-key``. **Not given**: whose a public key is,
+        which is what signatures of an ``Identity`` are for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one, two = jnp.ones(8, jnp.uint32), jnp.full(8, 2, jnp.uint32)
+        >>> exchange, slots = X25519(), jnp.zeros(1, jnp.uint32)
+        >>> of_one, of_two = exchange.public_key(one), exchange.public_key(two)
+        >>> ours = exchange.agree(one, of_two[None], slots)
+        >>> bool((ours == exchange.agree(two, of_one[None], slots)).all())
+        True
+        >>> exchange.agree(one, jnp.zeros((1, 8), jnp.uint32), slots).any().item()
+        False
+    """
+
+    def public_key(self, secret: jax.Array) -> jax.Array:
+        """The public key of a private one: uint32[8] -> uint32[8], little-endian words."""
+        return _on_host(_public_keys, secret)
+
+    def agree(self, secret: jax.Array, entries: jax.Array, slots: jax.Array) -> jax.Array:
+        """X25519 of a private key with each of k public ones; zeros where one is of low order."""
+        del slots
+        return _on_host(_shared_secrets, jnp.broadcast_to(secret, entries.shape), entries)
+
+
+def real_session(session: Session) -> Session:
+    """The same session with X25519 in the place of the ideal key agreement.
+
+    Roots of randomness stay, so that rounding does, and totals are equal bit for bit.
+
+    Args:
+        session: from ``simulated_session``, of one round.
+
+    Returns:
+        A session without a dealer. It still holds the secrets of all its clients: a client of a
+        deployment has one row, from ``client_session``.
+
+    Example:
+        >>> import fedjax_agg as fa
+        >>> real_session(fa.simulated_session(fa.fixed_seed(0), num_clients=3)).key_exchange
+        X25519()
+    """
+    _check.instance("session-type", Session, session=session)
+    return dataclasses.replace(session, agreement=None, key_exchange=X25519())
+
+
+def client_session(client: int, *, public_seed: jax.Array, round_id: int = 0) -> Session:
+    """What one client of a deployment holds at the start of a round: one row, fresh from the OS.
+
+    Args:
+        client: its id, counted from 1.
+        public_seed: uint32[8], the public randomness of the round, the same for all clients.
+        round_id: the number of the round, 0 to 2^32 - 1.
+
+    Raises:
+        ValueError: an argument of another shape, type or range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> client_session(4, public_seed=jnp.zeros(8, jnp.uint32)).client_ids
+        Array([4], dtype=uint32)
+    """
+    client = _check.integer_in("first-client", 1, 2**31 - 1, first_client=client)
+    _check.words("seed", (8,), public_seed=public_seed)
+    return Session(
+        _check.round_number(round_id),
+        public_seed,
+        jnp.asarray([client], jnp.uint32),
+        root_seed()[None],
+        None,
+        key_exchange=X25519(),
+    )
+
+
+class PublicIdentity(NamedTuple):
+    """What others have of an identity, from an authority that all trust; public.
+
+    Attributes:
+        signing: 32 bytes, an Ed25519 public key.
+        link: 32 bytes, an X25519 public key.
+
+    Example:
+        >>> [len(key) for key in Identity.from_seed(bytes(32)).public]
+        [32, 32]
+    """
+
+    signing: bytes
+    link: bytes
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Identity:
+    """Who a client, or the server, is for longer than a round; its ``repr`` shows no key.
+
+    Attributes:
+        signing: the Ed25519 private key.
+        link: the X25519 private key of the link between a client and the server.
+
+    Example:
+        >>> isinstance(Identity.fresh(), Identity), Identity.fresh()
+        (True, Identity(<redacted>))
+    """
+
+    signing: Ed25519PrivateKey
+    link: X25519PrivateKey
+
+    @classmethod
+    def fresh(cls) -> "Identity":
+        """A new identity from the randomness of the operating system."""
+        return cls.from_seed(secrets.token_bytes(_KEY_BYTES))
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> "Identity":
+        """The identity of 32 secret bytes, always the same.
+
+        Raises:
+            ValueError: another type or length.
+        """
+        if not isinstance(seed, bytes) or len(seed) != _KEY_BYTES:
+            shown = f"{len(seed)} bytes" if isinstance(seed, bytes) else type(seed).__name__
+            raise _check.error("identity-seed", f"seed={shown}", f"{_KEY_BYTES} bytes")
+        signing, link = (_hkdf(seed, bytes(32), name) for name in ("identity-sign", "identity-link"))
+        return cls(
+            Ed25519PrivateKey.from_private_bytes(signing), X25519PrivateKey.from_private_bytes(link)
+        )
+
+    @property
+    def public(self) -> PublicIdentity:
+        """What others may have."""
+        return PublicIdentity(
+            self.signing.public_key().public_bytes_raw(), self.link.public_key().public_bytes_raw()
+        )
+
+    def __repr__(self) -> str:
+        return "Identity(<redacted>)"
+
+
+def sign_keys(identity: Identity, keys: Any, session: bytes, round_id: int, client: int):
+    """A client's signature on the keys that it advertises in one round: uint8[64].
+
+    Args:
+        identity: the client's.
+        keys: what it advertises, a pytree of uint32.
+        session: 32 bytes, the public seed of the round.
+        round_id: the number of the round.
+        client: its id.
+
+    Formal Guarantees:
+        Ed25519 is unforgeable under chosen messages, and what is signed names session, round and
+        client, so a signature is good for these keys in this round only.
+
+    Example:
+        >>> import numpy as np
+        >>> keys = np.arange(8, dtype=np.uint32)
+        >>> sign_keys(Identity.from_seed(bytes(32)), keys, bytes(32), 0, 1).shape
+        (64,)
+    """
+    message = _signed(keys, session, round_id, client)
+    return np.frombuffer(identity.signing.sign(message), np.uint8)
+
+
+def check_signatures(
+    directory: Mapping[int, PublicIdentity],
+    keys: Any,
+    signatures: np.ndarray,
+    present: np.ndarray,
+    session: bytes,
+    round_id: int,
+) -> None:
+    """A client's check of the list of keys, before it has anything to do with them.
+
+    Args:
+        directory: by id, the identities of all clients, from an authority and not the server.
+        keys: what all have advertised, a pytree of uint32[n, ...].
+        signatures: uint8[n, 64].
+        present: bool[n], who has advertised keys.
+        session: 32 bytes, the public seed of the round.
+        round_id: the number of the round.
+
+    Raises:
+        ValueError: a key that is not signed by the client in whose row it stands, or of somebody
+            who is not in the directory. It names the client, and no key.
+
+    Example:
+        >>> import numpy as np
+        >>> one = Identity.from_seed(bytes(32))
+        >>> keys, present = np.zeros((1, 8), np.uint32), np.ones(1, bool)
+        >>> signature = sign_keys(one, keys[0], bytes(32), 0, 1)
+        >>> check_signatures({1: one.public}, keys, signature[None], present, bytes(32), 0)
+    """
+    for row in np.flatnonzero(present):
+        client = int(row) + 1
+        own = jax.tree.map(lambda x: x[row], keys)  # noqa: B023
+        try:
+            known = Ed25519PublicKey.from_public_bytes(directory[client].signing)
+            known.verify(signatures[row].tobytes(), _signed(own, session, round_id, client))
+        except (InvalidSignature, KeyError):
+            raise _check.error(
+                "refuse-signature", f"the keys of client {client}", "signed by that client"
+            ) from None
+
+
+def link_key(
+    own: Identity, other: PublicIdentity, session: bytes, round_id: int, client: int
+) -> bytes:
+    """The key that authenticates the frames between one client and the server in a round.
+
+    Args:
+        own: the identity of the one, client or server.
+        other: the public identity of the other.
+        session: 32 bytes, the public seed of the round.
+        round_id: the number of the round.
+        client: the client's id, at both ends.
+
+    Returns:
+        32 bytes: HKDF-SHA256 of the X25519 secret of the two.
+
+    Raises:
+        ValueError: the other's key is of low order.
+
+    Example:
+        >>> client, server = Identity.fresh(), Identity.fresh()
+        >>> ours = link_key(client, server.public, bytes(32), 7, 1)
+        >>> ours == link_key(server, client.public, bytes(32), 7, 1)
+        True
+    """
+    try:
+        agreed = own.link.exchange(X25519PublicKey.from_public_bytes(other.link))
+    except ValueError:
+        raise _check.error("identity-key", "the link key of a peer", "of full order") from None
+    return _hkdf(agreed, session, "link", _numbers(round_id, client))
+
+
+def _hkdf(secret: bytes, salt: bytes, label: str, rest: bytes = b"") -> bytes:
+    info = f"{_PURPOSE}{label}\0".encode() + rest
+    return HKDF(hashes.SHA256(), _KEY_BYTES, salt, info).derive(secret)
+
+
+def _numbers(round_id: int, client: int) -> bytes:
+    return int(round_id).to_bytes(8, "big") + int(client).to_bytes(4, "big")
+
+
+def _signed(keys: Any, session: bytes, round_id: int, client: int) -> bytes:
+    """What a signature is of: its purpose, session, round and client, and the keys."""
+    leaves = [np.asarray(leaf, "<u4").tobytes() for leaf in jax.tree.leaves(keys)]
+    header = f"{_PURPOSE}advertise\0".encode() + session + _numbers(round_id, client)
+    return header + b"".join(leaves)
+
+
+def _on_host(function, *arrays):
+    """A function of keys, uint32[..., 8] each -> uint32[..., 8], wherever it is called."""
+    result = jax.ShapeDtypeStruct(arrays[0].shape, jnp.uint32)
+    return jax.pure_callback(function, result, *arrays, vmap_method="expand_dims")
+
+
+def _public_keys(secret) -> np.ndarray:
+    return _each_row(
+        lambda own: X25519PrivateKey.from_private_bytes(own).public_key().public_bytes_raw(), secret
+    )
+
+
+def _shared_secrets(secret, entries) -> np.ndarray:
+    def shared(own: bytes, peer: bytes) -> bytes:
+        try:
+            return X25519PrivateKey.from_private_bytes(own).exchange(
+                X25519PublicKey.from_public_bytes(peer)
+            )
+        except ValueError:  # An output of zeros.
+            return bytes(_KEY_BYTES)
+
+    return _each_row(shared, secret, entries)
+
+
+def _each_row(function, *arrays) -> np.ndarray:
+    rows = np.broadcast_arrays(*(np.asarray(array, "<u4") for array in arrays))
+    shape, columns = rows[0].shape, [x.reshape(-1, 8) for x in rows]
+    keys = [function(*(x.tobytes() for x in row)) for row in zip(*columns)]
+    return np.frombuffer(b"".join(keys), "<u4").astype(np.uint32).reshape(shape)
