@@ -167,7 +167,9 @@ class Identity:
         if not isinstance(seed, bytes) or len(seed) != _KEY_BYTES:
             shown = f"{len(seed)} bytes" if isinstance(seed, bytes) else type(seed).__name__
             raise _check.error("identity-seed", f"seed={shown}", f"{_KEY_BYTES} bytes")
-        signing, link = (_hkdf(seed, bytes(32), name) for name in ("identity-sign", "identity-link"))
+        signing, link = (
+            _hkdf(seed, bytes(32), name) for name in ("identity-sign", "identity-link")
+        )
         return cls(
             Ed25519PrivateKey.from_private_bytes(signing), X25519PrivateKey.from_private_bytes(link)
         )

@@ -129,9 +129,7 @@ def share(
     n = board.present.shape[0]
     of_mask, of_noise, size = blocks
     peers = jnp.arange(1, n + 1, dtype=jnp.uint32)
-    agreed = ctx.key_exchange.agree(
-        keys.channel_secret, board.entries[own], peers - np.uint32(1)
-    )
+    agreed = ctx.key_exchange.agree(keys.channel_secret, board.entries[own], peers - np.uint32(1))
     refusals = keys.refusals.add(
         RULES,
         own_keys=~board.present[own]

@@ -121,9 +121,7 @@ def _missing_keys(
         rows = [lax.dynamic_slice_in_dim(x, first, step_size) for x in some]
         some_lost, some_slot, some_peer = rows
         entries = board.entries[some_lost, some_slot, MASK]
-        shared = ctx.key_exchange.agree(
-            secrets[some_lost], entries, some_slot.astype(jnp.uint32)
-        )
+        shared = ctx.key_exchange.agree(secrets[some_lost], entries, some_slot.astype(jnp.uint32))
         # The key that is in the sum is the survivor's, with the model that it was given.
         contexts = None if ctx.context_hash is None else ctx.context_hash[some_peer]
         derived = secagg_keys.pair_keys(

@@ -1,0 +1,166 @@
+"""One client of a round between processes: it has its own row of everything, and a socket."""
+
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_agg import _check
+from fedjax_agg._stages import Cohort, Static, uploader
+from fedjax_agg.host.keys import Identity, PublicIdentity, check_signatures, link_key, sign_keys
+from fedjax_agg.host.setting import Setting
+from fedjax_agg.session import RoundContext, Session
+from fedjax_agg.wire import KeyList, SignedKeys, Survivors, Upload, frame_bytes, pack, unpack
+from fedjax_agg.wire.packing import SERVER
+
+
+class Link:
+    """A client's end of its connection to the server: frames out and in, each within the limit.
+
+    Example:
+        >>> Link.__init__.__annotations__["connection"].__name__
+        'socket'
+    """
+
+    def __init__(self, setting: Setting, own: int, key: bytes, connection: socket.socket):
+        self.setting, self.own, self.key, self.connection = setting, own, key, connection
+        connection.settimeout(setting.time_limit)
+
+    def send(self, kind: str, message: Any) -> None:
+        """One message to the server."""
+        header = self.setting.header(kind, self.own, SERVER)
+        self.connection.sendall(pack(message, self.setting.layouts[kind], header, self.key))
+
+    def receive(self, kind: str) -> Any:
+        """The one message of a kind from the server.
+
+        Raises:
+            ValueError: another frame than that.
+            OSError: none within the time limit, or the server is gone.
+        """
+        layout = self.setting.layouts[kind]
+        frame, size = bytearray(), frame_bytes(layout)
+        while len(frame) < size:
+            try:
+                part = self.connection.recv(size - len(frame))
+            except TimeoutError:
+                limit = self.setting.time_limit
+                raise TimeoutError(f"the server sent no {kind} within {limit} s") from None
+            except ConnectionError:
+                part = b""
+            if not part:
+                raise ConnectionError(f"the server is gone before {kind}")
+            frame += part
+        header = self.setting.header(kind, SERVER, self.own)
+        return unpack(frame, layout, header, self.key)
+
+
+def take_part(
+    setting: Setting,
+    session: Session,
+    update: Any,
+    identity: Identity,
+    directory: Mapping[int, PublicIdentity],
+    address: tuple[str, int],
+    *,
+    lost_at: str | None = None,
+) -> None:
+    """Plays one client from its keys to its last answer.
+
+    Args:
+        setting: of the round.
+        session: one row, of ``client_session`` or ``real_session(...).rows(i, 1)``.
+        update: this client's own update.
+        identity: this client's own.
+        directory: by id, the public identities of all clients, and of the server under 0; from
+            an authority.
+        address: host and port of the server.
+        lost_at: a stage before whose message the process kills itself; for demonstrations.
+
+    Raises:
+        ValueError: the server, or a peer through it, broke a rule: its name is the tag. Nothing
+            more is sent.
+        OSError: the server is gone, or silent for longer than the time limit.
+
+    Example:
+        >>> take_part.__kwdefaults__
+        {'lost_at': None}
+    """
+    own = int(session.client_ids[0])
+    protocol, n = setting.protocol, setting.num_clients
+    key = link_key(identity, directory[SERVER], setting.session, setting.round_id, own)
+    context = None if session.context is None else session.context[0]
+    ctx = setting.context(session)._replace(client=jnp.uint32(own), context_hash=context)
+
+    def answer(link, kind, message):
+        if kind == lost_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        link.send(kind, message)
+
+    with socket.create_connection(address, timeout=setting.time_limit) as connection:
+        link = Link(setting, own, key, connection)
+        link.send("hello", ())
+        private = jax.jit(protocol.join)(session.secrets[0], ctx)
+        inbox = None
+        for exchange in protocol.prepare(n):
+            private, outbox = jax.jit(exchange.client)(private, inbox, ctx)
+            _refuse(protocol, private)
+            if exchange.publish is None:
+                answer(link, exchange.name, outbox)
+                inbox = link.receive(exchange.name)
+            else:
+                signature = sign_keys(identity, outbox, setting.session, setting.round_id, own)
+                answer(link, exchange.name, SignedKeys(outbox, signature))
+                ctx = _read_keys(setting, directory, exchange, link.receive("key-list"), ctx)
+        private = jax.jit(protocol.receive)(private, inbox, ctx)
+        _refuse(protocol, private)
+        answer(link, "upload", _upload(setting, session, update, private, ctx))
+
+        stages = protocol.respond(n)
+        if stages:
+            survivors: Survivors = link.receive("survivors")
+            ctx = ctx._replace(survivors=jnp.asarray(survivors.flags))
+        inbox = None
+        for exchange in stages:
+            private, outbox = jax.jit(exchange.client)(private, inbox, ctx)
+            _refuse(protocol, private)
+            answer(link, exchange.name, outbox)
+            if exchange is not stages[-1]:
+                inbox = link.receive(exchange.name)
+
+
+def _read_keys(setting, directory, exchange, key_list: KeyList, ctx: RoundContext) -> RoundContext:
+    """The context with the board, once every key on the list is its owner's."""
+    check_signatures(
+        directory,
+        key_list.keys,
+        key_list.signatures,
+        key_list.present,
+        setting.session,
+        setting.round_id,
+    )
+    return setting.publish(exchange, key_list.keys, key_list.present, ctx)
+
+
+def _upload(setting: Setting, session: Session, update: Any, private: Any, ctx: RoundContext):
+    """The client's protected words: the code of the jitted round, for a cohort of one row."""
+    static = Static(setting.protocol, weighted=False, mean=True)
+    row = jax.tree.map(lambda x: x[None], private)
+    cohort = Cohort(ctx, row, jnp.ones(1, jnp.bool_), None, {})
+    upload = jax.jit(
+        lambda update: uploader(static, setting.codec, session, cohort)(0, update, None)
+    )
+    return Upload(upload(update))
+
+
+def _refuse(protocol, private) -> None:
+    """What silences a client in a compiled round ends it here, with the name of the rule."""
+    broken = np.flatnonzero(np.asarray(protocol.refusals(private)))
+    if broken.size:
+        rule = protocol.rules[broken[0]]
+        raise _check.error(f"refuse-{rule}", f"the rule {rule}", "kept for a client to answer")
