@@ -28,6 +28,45 @@ class PublicKeys(NamedTuple):
     mask: jax.Array
 
 
+class SignedKeys(NamedTuple):
+    """Stage *advertise* between processes: one client's public keys, signed, for everybody.
+
+    Attributes:
+        keys: what the client advertises: ``PublicKeys``, or uint32[8] under LightSecAgg.
+        signature: uint8[64], Ed25519.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> SignedKeys(jnp.zeros(8, jnp.uint32), jnp.zeros(64, jnp.uint8)).signature.shape
+        (64,)
+    """
+
+    keys: Any
+    signature: jax.Array
+
+
+class KeyList(NamedTuple):
+    """What the server sends every client after stage *advertise*; everybody may hold it.
+
+    A client makes its ``Board`` of it: the graph and the session follow from the list.
+
+    Attributes:
+        present: bool[n], who advertised keys.
+        keys: those of all clients along axis 0, zeros where there are none.
+        signatures: uint8[n, 64].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> keys, signatures = jnp.zeros((2, 8), jnp.uint32), jnp.zeros((2, 64), jnp.uint8)
+        >>> KeyList(jnp.array([True, False]), keys, signatures).present.tolist()
+        [True, False]
+    """
+
+    present: jax.Array
+    keys: Any
+    signatures: jax.Array
+
+
 class Board(NamedTuple):
     """What the server publishes after stage *advertise*; everybody may hold it.
 
@@ -90,6 +129,21 @@ class Upload(NamedTuple):
     """
 
     words: jax.Array
+
+
+class Survivors(NamedTuple):
+    """Whose uploads the server has, which it tells every client after stage *upload*.
+
+    Attributes:
+        flags: bool[n].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Survivors(jnp.array([True, False])).flags.tolist()
+        [True, False]
+    """
+
+    flags: jax.Array
 
 
 class Attestations(NamedTuple):
