@@ -16,12 +16,12 @@ import optax
 import pytest
 
 import fedjax_agg as fa
-from fedjax_agg import _check, streaming
+from fedjax_agg import _check, streaming, wire
 from fedjax_agg.group_key import GroupKeys
 from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.protocols.secagg import RULES, Client, Keys
 from fedjax_agg.symmetric.seal import Sealed
-from fedjax_agg.wire import Attestations, Board, PublicKeys, SealedShares
+from fedjax_agg.wire import Attestations, Board, PublicKeys, SealedShares, bits
 
 MISTAKES = json.loads(Path(__file__).with_name("errors.json").read_text())
 # In every snippet that hands over a seed or a key, the secret is made of this number.
@@ -51,6 +51,7 @@ def names():
         "streaming": streaming,
         "stream": streaming.init({"w": jnp.zeros(2)}, session, codec=codec),
         **one_client(),
+        **one_frame(),
     }
 
 
@@ -100,6 +101,22 @@ def one_client():
         "receive": protocol.receive,
         "attest": attest.client,
         "unmask": unmask.client,
+    }
+
+
+def one_frame():
+    """A message, and its frame on a link."""
+    upload = wire.Upload(jnp.arange(3, dtype=jnp.uint32))
+    layout, link = wire.layout_of(upload), bytes(32)
+    header = wire.Header("upload", bytes(32), round_id=7, sender=1, receiver=0)
+    return {
+        "wire": wire,
+        "bits": bits,
+        "upload": upload,
+        "layout": layout,
+        "header": header,
+        "link": link,
+        "frame": wire.pack(upload, layout, header, link),
     }
 
 

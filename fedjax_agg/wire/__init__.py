@@ -19,6 +19,7 @@ from fedjax_agg.wire.messages import Upload as Upload
 from fedjax_agg.wire.packing import Header as Header
 from fedjax_agg.wire.packing import frame_bytes as frame_bytes
 from fedjax_agg.wire.packing import pack as pack
+from fedjax_agg.wire.packing import sender_of as sender_of
 from fedjax_agg.wire.packing import unpack as unpack
 from fedjax_agg.wire.transcript import Mail as Mail
 from fedjax_agg.wire.transcript import Transcript as Transcript

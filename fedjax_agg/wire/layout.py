@@ -107,8 +107,9 @@ def round_layouts(
 ) -> dict[str, Any]:
     """The layouts of all messages of a round, by the kind of their frames.
 
-    ``share`` and ``attest`` look the same on their way up and down. What a client advertises goes
-    up with a signature; ``key-list`` and ``survivors`` are the server's to all.
+    A client's first frame is ``hello``, with nothing in it: it says whose link this is. What a
+    client advertises goes up with a signature. ``share`` and ``attest`` look the same on their way
+    up and down. ``key-list`` and ``survivors`` are the server's to all.
 
     Args:
         outboxes: by stage, what one client sends: arrays, or their shapes and types.
@@ -116,8 +117,8 @@ def round_layouts(
         group: that of the protocol.
 
     Returns:
-        Layouts: those of the stages, and of ``key-list`` and ``survivors`` where clients have
-        messages for each other.
+        Layouts: of ``hello``, of the stages, and of ``key-list`` and ``survivors`` where clients
+        have messages for each other.
 
     Raises:
         ValueError: an array of a type that has no field.
@@ -127,9 +128,10 @@ def round_layouts(
         >>> upload = Upload(jax.ShapeDtypeStruct((10,), np.uint32))
         >>> layouts = round_layouts({"advertise": key, "upload": upload}, num_clients=3)
         >>> list(layouts), layouts["key-list"].signatures.shape
-        (['advertise', 'upload', 'key-list'], (3, 64))
+        (['hello', 'advertise', 'upload', 'key-list'], (3, 64))
     """
-    layouts = {stage: layout_of(outbox, group) for stage, outbox in outboxes.items()}
+    layouts: dict[str, Any] = {"hello": ()}
+    layouts |= {stage: layout_of(outbox, group) for stage, outbox in outboxes.items()}
     flags: Any = _field(jax.ShapeDtypeStruct((num_clients,), np.bool_))
     if "advertise" in layouts:
         signature: Any = _field(jax.ShapeDtypeStruct((SIGNATURE_BYTES,), np.uint8))

@@ -21,6 +21,7 @@ from fedjax_agg.wire.layout import Field
 MAGIC = b"fjag"
 # What a frame holds, and its number in the header.
 KINDS = {
+    "hello": 0,
     "advertise": 1,
     "key-list": 2,
     "share": 3,
@@ -35,7 +36,16 @@ KEY_BYTES = TAG_BYTES = 32
 _SESSION_BYTES = 32
 # Magic, version, kind, session, round, sender, receiver, length of the body.
 _HEADER = struct.Struct(f">4sHH{_SESSION_BYTES}sQIIQ")
-_HEADER_NAMES = ("magic", "version", "kind", "session", "round", "sender", "receiver", "body")
+_HEADER_NAMES = (
+    "magic",
+    "version",
+    "kind",
+    "session",
+    "round",
+    "sender",
+    "receiver",
+    "body length",
+)
 # What every frame has besides its body.
 OVERHEAD_BYTES = _HEADER.size + TAG_BYTES
 
@@ -117,7 +127,7 @@ def pack(message: Any, layout: Any, header: Header, key: bytes) -> bytes:
         raise _check.error(
             "frame-message",
             f"message of type {type(message).__name__}",
-            f"a {type(layout).__name__} with the arrays of its layout",
+            f"of type {type(layout).__name__} with the arrays of its layout",
         )
     body = [
         _encode(f"message{path}", leaf, field)
@@ -162,10 +172,7 @@ def unpack(frame: Any, layout: Any, header: Header, key: bytes) -> Any:
         [True, False, True]
     """
     _require_key(key)
-    if not isinstance(frame, (bytes, bytearray, memoryview)):
-        raise _check.error("frame", f"frame of type {_check.shown_type(frame)}", "bytes")
-    # Of memory of its own, so that what is parsed is what was authenticated.
-    frame = bytes(frame)
+    frame = _bytes(frame)
     length = frame_bytes(layout)
     expected = _header_bytes(header, length - OVERHEAD_BYTES)
     if len(frame) != length:
@@ -182,6 +189,35 @@ def unpack(frame: Any, layout: Any, header: Header, key: bytes) -> Any:
         leaves.append(_decode(f"frame{path}", rest[: field.num_bytes], field))
         rest = rest[field.num_bytes :]
     return jax.tree.unflatten(jax.tree.structure(layout), leaves)
+
+
+def sender_of(frame: Any) -> int:
+    """Who a frame claims to be from, of which nothing is authentic yet: whose key may open it.
+
+    Args:
+        frame: what arrived on a link of which nothing is known: bytes, a bytearray or a memoryview.
+
+    Raises:
+        ValueError: less than a header.
+
+    Example:
+        >>> header = Header("hello", bytes(32), round_id=7, sender=3, receiver=SERVER)
+        >>> sender_of(pack((), (), header, key=bytes(32)))
+        3
+    """
+    frame = _bytes(frame)
+    if len(frame) < OVERHEAD_BYTES:
+        raise _check.error(
+            "frame", f"the length {len(frame)} of frame", f"{OVERHEAD_BYTES} or more"
+        )
+    return _HEADER.unpack_from(frame)[_HEADER_NAMES.index("sender")]
+
+
+def _bytes(frame: Any) -> bytes:
+    """A frame in memory of its own, so that what is parsed is what was authenticated."""
+    if not isinstance(frame, (bytes, bytearray, memoryview)):
+        raise _check.error("frame", f"frame of type {_check.shown_type(frame)}", "bytes")
+    return bytes(frame)
 
 
 def _named_fields(layout: Any) -> list[tuple[str, Field]]:
