@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ALL = ("keystream", "round", "peers", "end_to_end", "protocols", "scaling", "load")
+ALL = ("keystream", "round", "peers", "end_to_end", "protocols", "scaling", "load", "packing")
 PICTURES = ("peers", "end_to_end", "scaling")
 
 

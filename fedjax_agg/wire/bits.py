@@ -14,8 +14,9 @@ from fedjax_agg import _check
 
 # So many elements of b bits are b words of 32.
 _GROUP = 32
-# Groups at a time, so that what is computed with stays in the cache: 256 KiB.
-_BLOCK = 2**11
+# Groups at a time: 130 KiB, so that what is computed with stays in the cache, and no power of two,
+# at which rows would share few of its lines.
+_BLOCK = 2**10 + 16
 # The widths that are integers of NumPy.
 _INTEGERS = {8: "<u1", 16: "<u2", 32: "<u4"}
 

@@ -1,7 +1,7 @@
 """A message as a frame and back: a header, the packed fields, and a tag over both.
 
 A frame is taken only if it is the frame of some message under the header that the receiver
-expects: nothing in it is trusted, and nothing in it is parsed before it is authentic.
+expects: nothing in it is trusted, and no field is parsed before all of it is authentic.
 ``docs/wire.md`` specifies every byte.
 """
 
@@ -103,14 +103,14 @@ def pack(message: Any, layout: Any, header: Header, key: bytes) -> bytes:
             header or key.
 
     Formal Guarantees:
-        To whoever does not hold the key, HMAC-SHA256 makes a frame that ``unpack`` takes as hard
-        to find as a forgery of HMAC-SHA256, but for those that a holder has made: about 2^-256 a
-        try. A frame is bound to version, kind, session, round, sender and receiver, so it is
-        refused in every other place, and back at its sender. A message has one frame only, and
-        no two messages of a layout have one in common.
-        **Not given**: secrecy, of anything: what must be hidden is sealed or masked before. One
-        frame twice: a receiver asks for each message once. Who of the two holders made a frame.
-        **One key for one link**: all ids in a header are claims of who holds the key.
+        Who does not hold the key finds no frame that ``unpack`` takes but those that a holder has
+        made, as far as HMAC-SHA256 cannot be forged: about 2^-256 a try. A frame is bound to its
+        version, kind, session, round, sender and receiver, so it is refused in every other place,
+        and back at its sender. A message has one frame, and no two messages of a layout share one.
+        **Not given**: secrecy: what must be hidden is masked or sealed before. The same frame
+        twice in its own place: a receiver takes one of each kind. Evidence for others: both ends
+        hold the key. Who of several holds it: a key is for **one link**, and the ids in a header
+        are what its holders claim.
 
     Example:
         >>> from fedjax_agg.wire import Survivors, layout_of
