@@ -31,12 +31,13 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def pack_bits(elements: Any, bits: int) -> np.ndarray:
+def pack_bits(elements: Any, bits: int, below: int | None = None) -> np.ndarray:
     """Elements as a stream of bits.
 
     Args:
-        elements: uint32[...], below 2^bits.
+        elements: uint32[...].
         bits: the width of an element, 1 to 32.
+        below: every element must be smaller; None is 2^bits, and so is more than that.
 
     Returns:
         uint8[ceil(size * bits / 8)]. With 32 bits it may share the memory of the elements.
@@ -55,8 +56,9 @@ def pack_bits(elements: Any, bits: int) -> np.ndarray:
             "packed-elements", f"elements of type {_check.shown_type(words)}", "uint32[...]"
         )
     words = words.ravel()
-    if bits < 32 and words.size and words.max() >> np.uint32(bits):
-        raise _check.error("packed-elements", "the largest of elements", f"below 2^{bits}")
+    below = min(2**bits, 2**bits if below is None else below)
+    if below < 2**32 and words.size and words.max() >= below:
+        raise _check.error("packed-elements", "the largest of elements", f"below {below}")
     if bits in _INTEGERS:
         return words.astype(_INTEGERS[bits], copy=False).view(np.uint8)
     groups, rest = divmod(words.size, _GROUP)

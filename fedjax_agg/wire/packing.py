@@ -229,9 +229,7 @@ def _named_fields(layout: Any) -> list[tuple[str, Field]]:
 def _encode(name: str, leaf: Any, field: Field) -> bytes | memoryview:
     _check.array("frame-message", field.dtype, field.shape, **{name: leaf})
     elements = np.asarray(leaf).astype(np.uint32, copy=False)
-    if field.below < 2**field.bits and elements.size and elements.max() >= field.below:
-        raise _check.error("frame-message", f"an element of {name}", f"below {field.below}")
-    return pack_bits(elements, field.bits).data
+    return pack_bits(elements, field.bits, field.below).data
 
 
 def _decode(name: str, data: memoryview, field: Field) -> np.ndarray:

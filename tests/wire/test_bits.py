@@ -68,8 +68,10 @@ def test_what_is_unpacked_can_be_written_and_is_no_view():
 @pytest.mark.parametrize("bits", range(1, 32))
 def test_an_element_that_is_too_large(bits):
     elements = np.array([0, 2**bits, 0], np.uint32)
-    with pytest.raises(ValueError, match=rf"must be below 2\^{bits};.*\[packed-elements\]$"):
+    with pytest.raises(ValueError, match=rf"must be below {2**bits};.*\[packed-elements\]$"):
         pack_bits(elements, bits)
+    with pytest.raises(ValueError, match=r"must be below 1;.*\[packed-elements\]$"):
+        pack_bits(np.ones(1, np.uint32), bits, below=1)
     assert pack_bits(elements - np.uint32(elements > 0), bits).size
 
 

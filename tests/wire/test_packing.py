@@ -353,7 +353,7 @@ def test_an_authentic_frame_with_an_element_that_there_is_not(kind, layouts, ele
     # And nobody packs it.
     wrong = np.array(first, np.uint32).reshape(field.shape)
     (name, *_) = message._fields
-    with pytest.raises(ValueError, match=r"\[frame-message\]$"):
+    with pytest.raises(ValueError, match=r"\[packed-elements\]$"):
         pack(message._replace(**{name: wrong}), layouts[kind], header_of(kind), KEY)
 
 
