@@ -152,5 +152,7 @@ def _overlaps(source_bits: int, bits: int) -> list[tuple[np.ndarray, np.ndarray]
         # A source that begins after the piece, and one that there is not, is shifted by ``bits``
         # or more: out of the word, where NumPy gives zero, or out of the mask.
         source = first + further
-        overlaps.append((np.minimum(source, bits - 1), source_bits * source - begin))
+        shift = source_bits * source - begin
+        if shift.min() < bits:
+            overlaps.append((np.minimum(source, bits - 1), shift))
     return [(source, shift.astype(np.uint32)[:, None]) for source, shift in overlaps]
