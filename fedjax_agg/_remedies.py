@@ -169,6 +169,8 @@ REMEDIES = {
     "nothing, start a new round, and do not trust that server",
     "identity-seed": "secrets.token_bytes(32) makes one, and Identity.fresh() needs none",
     "identity-key": "take the identities of others from an authority, as Identity.public gave them",
+    "real-session": "host.keys.real_session(session) makes one: no process can be the dealer of "
+    "the ideal key agreement",
     "group-session": "agree on the group key in a simulated_session(...): its key exchange has no "
     "messages of its own yet",
     "num-chunks": "CHUNKS for each secret of 256 bits",

@@ -91,7 +91,7 @@ class Session:
     public_seed: jax.Array
     client_ids: jax.Array
     secrets: jax.Array
-    agreement: jax.Array | None
+    agreement: Any
     context: jax.Array | None = None
     key_exchange: KeyExchange = dataclasses.field(
         default=IdealKeyExchange(), metadata={"static": True}

@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import fedjax_agg as fa
+import fedjax_agg.host.runner
 from fedjax_agg import _check, streaming, wire
 from fedjax_agg.group_key import GroupKeys
 from fedjax_agg.protocols.protocol import Refusals
@@ -49,6 +50,8 @@ def names():
         "key": jnp.zeros(8, jnp.uint32),
         "nonce": jnp.zeros(3, jnp.uint32),
         "streaming": streaming,
+        "host": fedjax_agg.host,
+        "person": fedjax_agg.host.keys.Identity.from_seed(bytes(32)),
         "stream": streaming.init({"w": jnp.zeros(2)}, session, codec=codec),
         **one_client(),
         **one_frame(),
@@ -190,7 +193,8 @@ def test_every_remedy_of_the_table_is_reached_by_a_mistake():
 
 def test_every_rule_for_which_a_client_refuses_has_a_remedy():
     refusals = {tag for tag in _check.REMEDIES if tag.startswith("refuse-")}
-    assert refusals == {f"refuse-{rule}" for rule in fa.SecAgg.rules}
+    # Signatures are those of rounds between processes.
+    assert refusals == {f"refuse-{rule}" for rule in (*fa.SecAgg.rules, "signature")}
 
 
 def test_wrong_types_raise_type_errors_and_wrong_values_value_errors():

@@ -1,5 +1,6 @@
 """One client of a round between processes: it has its own row of everything, and a socket."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -19,17 +20,28 @@ from fedjax_agg.wire import KeyList, SignedKeys, Survivors, Upload, frame_bytes,
 from fedjax_agg.wire.packing import SERVER
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class Link:
     """A client's end of its connection to the server: frames out and in, each within the limit.
 
+    Attributes:
+        setting: of the round.
+        own: the client's id.
+        key: 32 bytes, of ``link_key``.
+        connection: the socket, with the time limit of the setting.
+
     Example:
-        >>> Link.__init__.__annotations__["connection"].__name__
-        'socket'
+        >>> Link(None, 1, bytes(32), None)
+        Link(client=1)
     """
 
-    def __init__(self, setting: Setting, own: int, key: bytes, connection: socket.socket):
-        self.setting, self.own, self.key, self.connection = setting, own, key, connection
-        connection.settimeout(setting.time_limit)
+    setting: Setting
+    own: int
+    key: bytes
+    connection: socket.socket
+
+    def __repr__(self) -> str:
+        return f"Link(client={self.own})"
 
     def send(self, kind: str, message: Any) -> None:
         """One message to the server."""
@@ -95,7 +107,9 @@ def take_part(
     protocol, n = setting.protocol, setting.num_clients
     key = link_key(identity, directory[SERVER], setting.session, setting.round_id, own)
     context = None if session.context is None else session.context[0]
-    ctx = setting.context(session)._replace(client=jnp.uint32(own), context_hash=context)
+    ctx = setting.context(session.key_exchange)._replace(
+        client=jnp.uint32(own), context_hash=context
+    )
 
     def answer(link, kind, message):
         if kind == lost_at:
@@ -114,9 +128,11 @@ def take_part(
                 answer(link, exchange.name, outbox)
                 inbox = link.receive(exchange.name)
             else:
-                signature = sign_keys(identity, outbox, setting.session, setting.round_id, own)
-                answer(link, exchange.name, SignedKeys(outbox, signature))
-                ctx = _read_keys(setting, directory, exchange, link.receive("key-list"), ctx)
+                signed = sign_keys(identity, outbox, setting.session, setting.round_id, own)
+                answer(link, exchange.name, SignedKeys(outbox, jnp.asarray(signed)))
+                ctx = _read_keys(
+                    setting, directory, exchange.publish, link.receive("key-list"), ctx
+                )
         private = jax.jit(protocol.receive)(private, inbox, ctx)
         _refuse(protocol, private)
         answer(link, "upload", _upload(setting, session, update, private, ctx))
@@ -134,7 +150,7 @@ def take_part(
                 inbox = link.receive(exchange.name)
 
 
-def _read_keys(setting, directory, exchange, key_list: KeyList, ctx: RoundContext) -> RoundContext:
+def _read_keys(setting, directory, publish, key_list: KeyList, ctx: RoundContext) -> RoundContext:
     """The context with the board, once every key on the list is its owner's."""
     check_signatures(
         directory,
@@ -144,18 +160,21 @@ def _read_keys(setting, directory, exchange, key_list: KeyList, ctx: RoundContex
         setting.session,
         setting.round_id,
     )
-    return setting.publish(exchange, key_list.keys, key_list.present, ctx)
+    return setting.with_board(publish(key_list.keys, key_list.present, ctx), ctx)
 
 
 def _upload(setting: Setting, session: Session, update: Any, private: Any, ctx: RoundContext):
     """The client's protected words: the code of the jitted round, for a cohort of one row."""
     static = Static(setting.protocol, weighted=False, mean=True)
-    row = jax.tree.map(lambda x: x[None], private)
-    cohort = Cohort(ctx, row, jnp.ones(1, jnp.bool_), None, {})
-    upload = jax.jit(
-        lambda update: uploader(static, setting.codec, session, cohort)(0, update, None)
-    )
-    return Upload(upload(update))
+
+    @jax.jit
+    def upload(private, session, update):
+        row = jax.tree.map(lambda x: x[None], private)
+        broken = setting.protocol.refusals(private)[None]
+        cohort = Cohort(ctx, row, jnp.ones(1, jnp.bool_), broken, {})
+        return Upload(uploader(static, setting.codec, session, cohort)(jnp.int32(0), update, None))
+
+    return upload(private, session, update)
 
 
 def _refuse(protocol, private) -> None:

@@ -128,8 +128,9 @@ class PublicIdentity(NamedTuple):
         link: 32 bytes, an X25519 public key.
 
     Example:
-        >>> [len(key) for key in Identity.from_seed(bytes(32)).public]
-        [32, 32]
+        >>> public = Identity.from_seed(bytes(32)).public
+        >>> isinstance(public, PublicIdentity), [len(key) for key in public]
+        (True, [32, 32])
     """
 
     signing: bytes
@@ -185,7 +186,9 @@ class Identity:
         return "Identity(<redacted>)"
 
 
-def sign_keys(identity: Identity, keys: Any, session: bytes, round_id: int, client: int):
+def sign_keys(
+    identity: Identity, keys: Any, session: bytes, round_id: int, client: int
+) -> np.ndarray:
     """A client's signature on the keys that it advertises in one round: uint8[64].
 
     Args:
@@ -212,8 +215,8 @@ def sign_keys(identity: Identity, keys: Any, session: bytes, round_id: int, clie
 def check_signatures(
     directory: Mapping[int, PublicIdentity],
     keys: Any,
-    signatures: np.ndarray,
-    present: np.ndarray,
+    signatures: Any,
+    present: Any,
     session: bytes,
     round_id: int,
 ) -> None:
@@ -236,14 +239,17 @@ def check_signatures(
         >>> one = Identity.from_seed(bytes(32))
         >>> keys, present = np.zeros((1, 8), np.uint32), np.ones(1, bool)
         >>> signature = sign_keys(one, keys[0], bytes(32), 0, 1)
-        >>> check_signatures({1: one.public}, keys, signature[None], present, bytes(32), 0)
+        >>> check_signatures({1: one.public}, keys, signature[None], present, bytes(32), 0) is None
+        True
     """
     for row in np.flatnonzero(present):
         client = int(row) + 1
         own = jax.tree.map(lambda x: x[row], keys)  # noqa: B023
         try:
             known = Ed25519PublicKey.from_public_bytes(directory[client].signing)
-            known.verify(signatures[row].tobytes(), _signed(own, session, round_id, client))
+            known.verify(
+                np.asarray(signatures[row]).tobytes(), _signed(own, session, round_id, client)
+            )
         except (InvalidSignature, KeyError):
             raise _check.error(
                 "refuse-signature", f"the keys of client {client}", "signed by that client"

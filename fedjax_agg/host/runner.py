@@ -10,7 +10,6 @@ Processes are spawned, so a script that calls ``run_round`` does it under
 ``if __name__ == "__main__":``.
 """
 
-import functools
 import multiprocessing
 import secrets
 import socket
@@ -24,7 +23,7 @@ import numpy as np
 from fedjax_agg import _check
 from fedjax_agg.codecs import Codec
 from fedjax_agg.host.client import take_part
-from fedjax_agg.host.keys import Identity, PublicIdentity, X25519
+from fedjax_agg.host.keys import X25519, Identity
 from fedjax_agg.host.server import Outcome, serve
 from fedjax_agg.host.setting import Setting
 from fedjax_agg.participation import STAGES

@@ -11,9 +11,8 @@ import numpy as np
 
 from fedjax_agg._core import inverse
 from fedjax_agg._stages import Static
-from fedjax_agg.host.keys import Identity, PublicIdentity, X25519, link_key
+from fedjax_agg.host.keys import X25519, Identity, PublicIdentity, link_key
 from fedjax_agg.host.setting import Setting
-from fedjax_agg.session import Session
 from fedjax_agg.wire import KeyList, Mail, SignedKeys, Survivors, frame_bytes, pack, unpack
 from fedjax_agg.wire.packing import SERVER, sender_of
 
@@ -105,7 +104,7 @@ class _Server:
     async def play(self, listener: socket.socket) -> Outcome:
         """The stages of the protocol one after the other."""
         setting, protocol = self.setting, self.setting.protocol
-        n, ctx = setting.num_clients, setting.context(_public_session())
+        n, ctx = setting.num_clients, setting.context(X25519())
         await self._greet(listener)
         mail: dict[str, Mail] = {}
         for exchange in protocol.prepare(n):
@@ -113,12 +112,12 @@ class _Server:
             if exchange.publish is not None:
                 signed: SignedKeys = outboxes
                 outboxes = signed.keys
-                ctx = setting.publish(exchange, outboxes, sent, ctx)
+                ctx = setting.with_board(exchange.publish(outboxes, sent, ctx), ctx)
                 key_list = KeyList(sent, outboxes, signed.signature)
                 await self._send("key-list", {client: key_list for client in self.links})
             mail[exchange.name] = await self._route(exchange, outboxes, sent, ctx)
         uploads, survivors = await self._collect("upload")
-        ctx = ctx._replace(survivors=jnp.asarray(survivors))
+        ctx = ctx._replace(survivors=survivors)
         stages = protocol.respond(n)
         if stages:
             await self._send("survivors", {c: Survivors(survivors) for c in self.links})
@@ -175,7 +174,7 @@ class _Server:
         finally:
             server.close()
 
-    async def _collect(self, kind: str) -> tuple[Any, np.ndarray]:
+    async def _collect(self, kind: str) -> tuple[Any, jax.Array]:
         """The messages of a kind along axis 0, zeros where none came in time, and whose did."""
         setting, layout, messages = self.setting, self.setting.layouts[kind], {}
 
@@ -199,11 +198,11 @@ class _Server:
         nothing = jax.tree.map(lambda field: np.zeros(field.shape, field.dtype), layout)
         rows = [messages.get(client, nothing) for client in clients]
         sent = np.array([client in messages for client in clients])
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows), sent
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows), jnp.asarray(sent)
 
-    async def _route(self, exchange, outboxes, sent: np.ndarray, ctx) -> Mail:
+    async def _route(self, exchange, outboxes, sent: jax.Array, ctx) -> Mail:
         """The mail of an exchange; what it brings to clients is sent to them."""
-        inboxes = exchange.server(outboxes, jnp.asarray(sent), ctx)
+        inboxes = exchange.server(outboxes, sent, ctx)
         if inboxes is not None:
             inboxes = jax.tree.map(np.asarray, inboxes)
             rows = {c: jax.tree.map(lambda x: x[c - 1], inboxes) for c in self.links}  # noqa: B023
@@ -233,8 +232,3 @@ class _Server:
         self.links.pop(client)[1].close()
         if why is not None:
             self.lost[client] = why
-
-
-def _public_session() -> Session:
-    """What the server has in the place of a session: how keys are agreed on, and no secret."""
-    return Session(None, None, None, None, None, key_exchange=X25519())

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_agg.codecs import Codec
-from fedjax_agg.protocols import Exchange, Protocol
+from fedjax_agg.protocols import Protocol
 from fedjax_agg.secure_round import transcript
 from fedjax_agg.session import RoundContext, Session
+from fedjax_agg.sharing.agreement import KeyExchange
 from fedjax_agg.structure import Structure
 from fedjax_agg.wire import Header, round_layouts
 
@@ -72,29 +73,25 @@ class Setting:
             session.num_clients,
             np.asarray(session.public_seed, "<u4").tobytes(),
             int(session.round_id),
-            {"hello": ()}
-            | round_layouts(outboxes, num_clients=session.num_clients, group=protocol.group),
+            round_layouts(outboxes, num_clients=session.num_clients, group=protocol.group),
             time_limit,
         )
 
-    def context(self, session: Session) -> RoundContext:
-        """What is public of the round at its start, for a party that has this session."""
+    def context(self, key_exchange: KeyExchange) -> RoundContext:
+        """What is public of the round at its start."""
         return RoundContext(
             jnp.uint32(self.round_id),
             jnp.asarray(np.frombuffer(self.session, "<u4")),
             structure=Structure.of(self.template),
-            key_exchange=session.key_exchange,
+            key_exchange=key_exchange,
         )
 
     def header(self, kind: str, sender: int, receiver: int) -> Header:
         """The header of the one message of a kind between two parties."""
         return Header(kind, self.session, self.round_id, sender, receiver)
 
-    def publish(
-        self, exchange: Exchange, keys: Any, present: np.ndarray, ctx: RoundContext
-    ) -> RoundContext:
+    def with_board(self, board: Any, ctx: RoundContext) -> RoundContext:
         """The context with the board: server and clients make it of the same list of keys."""
-        board = exchange.publish(keys, present, ctx)
         return ctx._replace(board=self.protocol.deal(board, None, None, ctx))
 
 

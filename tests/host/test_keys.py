@@ -9,8 +9,8 @@ import pytest
 
 import fedjax_agg as fa
 from fedjax_agg.host.keys import (
-    Identity,
     X25519,
+    Identity,
     check_signatures,
     client_session,
     link_key,
@@ -144,7 +144,8 @@ def test_totals_are_those_of_a_simulated_session():
 
     there = jnp.array([True, False, True, True, True])
     ideal, real = play(simulated, there), play(real_session(simulated), there)
-    assert bool(real[3]) and bool(ideal[3])
+    assert bool(real[3])
+    assert bool(ideal[3])
     np.testing.assert_array_equal(ideal[0], real[0])
     np.testing.assert_array_equal(ideal[1], real[1])
     assert (ideal[2] != real[2])[there].mean() > 0.99  # The masks are others.
@@ -235,7 +236,8 @@ def test_a_client_session_is_fresh_and_says_nothing():
     sessions = [client_session(2, public_seed=jnp.zeros(8, jnp.uint32)) for _ in range(2)]
     assert (sessions[0].secrets != sessions[1].secrets).any()
     shown = repr(Identity.fresh()) + repr(sessions[0])
-    assert "redacted" in shown and not any(str(int(w)) in shown for w in sessions[0].secrets[0])
+    assert "redacted" in shown
+    assert not any(str(int(w)) in shown for w in sessions[0].secrets[0])
 
 
 @pytest.mark.parametrize("seed", [b"short", "x" * 32])

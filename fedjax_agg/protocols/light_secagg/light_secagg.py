@@ -16,6 +16,7 @@ d / (U - T), and keeps as many.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ class LightSecAgg(Protocol):
         self,
         board: ChannelBoard,
         handles: jax.Array | None,
-        private: CodedKeys | None,
+        private: Any,
         ctx: RoundContext,
     ) -> ChannelBoard:
         """The entries for every client and peer."""
