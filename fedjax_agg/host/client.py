@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,19 +56,21 @@ class Link:
             ValueError: another frame than that.
             OSError: none within the time limit, or the server is gone.
         """
-        layout = self.setting.layouts[kind]
-        frame, size = bytearray(), frame_bytes(layout)
+        layout, limit = self.setting.layouts[kind], self.setting.time_limit
+        frame, size, end = bytearray(), frame_bytes(layout), time.monotonic() + limit
         while len(frame) < size:
             try:
+                # Of the message, however slowly its parts come.
+                self.connection.settimeout(max(end - time.monotonic(), 1e-3))
                 part = self.connection.recv(size - len(frame))
             except TimeoutError:
-                limit = self.setting.time_limit
                 raise TimeoutError(f"the server sent no {kind} within {limit} s") from None
             except ConnectionError:
                 part = b""
             if not part:
                 raise ConnectionError(f"the server is gone before {kind}")
             frame += part
+        self.connection.settimeout(limit)
         header = self.setting.header(kind, SERVER, self.own)
         return unpack(frame, layout, header, self.key)
 

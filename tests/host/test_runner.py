@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -106,14 +105,11 @@ def test_clients_that_say_nothing_or_nonsense_cost_no_more_than_the_time_limit()
 
 def test_who_does_not_come_is_waited_for_once():
     setting, _, _, people, directory = parties(3, time_limit=0.5)
-    began = time.monotonic()
     outcome = Served(setting, people, directory).result()
     assert not outcome.ok
     assert not outcome.survivors.any()
     assert outcome.lost == {client: "not here within 0.5 s" for client in (1, 2, 3)}
     assert not np.any(outcome.mean)
-    # An upper bound that says "no hang", and no measurement.
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("lie", ["replayed", "of another round", "of another client"])
@@ -196,6 +192,24 @@ def test_a_client_ends_with_the_rule_that_the_server_broke(rule):
 def test_a_client_whose_server_is_gone_ends():
     (failure,) = played_by_a_server(fa.LightSecAgg(privacy=1, survivors=2), lambda *_: {})
     assert failure == "the server is gone before key-list"
+
+
+def test_a_client_waits_for_a_message_no_longer_than_the_time_limit():
+    """A server that sends a byte now and then does not hold it, and would for a minute."""
+    setting, *_ = parties(3, time_limit=1.0)
+    ours, theirs = socket.socketpair()
+    given_up = threading.Event()
+
+    def drip():
+        while not given_up.wait(0.2):
+            theirs.send(b"x")
+
+    server = threading.Thread(target=drip, daemon=True)
+    server.start()
+    with pytest.raises(TimeoutError, match=r"the server sent no upload within 1.0 s"):
+        Link(setting, 1, bytes(32), ours).receive("upload")
+    given_up.set()
+    server.join()
 
 
 def test_a_round_between_processes_needs_real_keys():
