@@ -52,7 +52,7 @@ def by_source(vectors):
 def compressions(function, *arguments):
     """The places that compress in a program, each with how often it runs: a list of numbers.
 
-    A place is the loop over the 64 rounds of a block, four at a step, of one message or of many.
+    A place is the loop over the 64 rounds of a block, of one message or of few.
     """
 
     def places(jaxpr, repeats):
@@ -61,7 +61,7 @@ def compressions(function, *arguments):
             if inner is None:
                 continue
             length = equation.params.get("length", 1)
-            if equation.primitive.name == "scan" and length == 64 // 4:
+            if equation.primitive.name == "scan" and length == 64:
                 yield repeats
             else:
                 yield from places(getattr(inner, "jaxpr", inner), repeats * length)
@@ -241,3 +241,12 @@ def test_constants_are_those_of_the_standard(constants, degree):
     for prime, constant in zip(primes, constants.tolist()):
         root = constant + (int(prime ** (1 / degree)) << 32)
         assert root**degree <= prime << 32 * degree < (root + 1) ** degree
+
+
+@pytest.mark.parametrize("count", [1, 2, sha256_block.FEW, sha256_block.FEW + 1])
+def test_of_few_and_of_many(count):
+    """The compression function has two forms, for few inputs and for many."""
+    messages = np.random.default_rng(count).integers(0, 256, (count, 70), dtype=np.uint8)
+    digests = jax.jit(jax.vmap(sha256))(messages)
+    expected = [hashlib.sha256(message.tobytes()).digest() for message in messages]
+    assert [bytes(digest) for digest in np.asarray(digests)] == expected

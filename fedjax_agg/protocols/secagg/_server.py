@@ -19,7 +19,7 @@ from fedjax_agg.wire import Attestations, Board, Mail, RevealedShares, SealedSha
 
 _MINUS_ONE = np.uint32(2**32 - 1)
 # So many keys of missing masks are derived at a time, and so many masks added.
-_EDGES_PER_STEP = 1024
+_EDGES_PER_STEP = 512
 _MASKS_PER_STEP = 64
 
 
