@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fedjax_agg.plan import Plan, plan_round
+from fedjax_agg.plan import PROTOCOLS, Plan, plan_round
 from fedjax_agg.sharing.parameters import ADVERSARIES
 
 _BAD_INPUT = 2
@@ -18,6 +18,7 @@ _FLAGS = {
     "clip": "--clip",
     "bits": "--bits",
     "max_weight": "--max-weight",
+    "protocol": "--protocol",
     "dropout": "--dropout",
     "collusion": "--collusion",
     "security": "--security",
@@ -31,10 +32,13 @@ _JSON_KEYS = (
     "degree",
     "threshold",
     "min_survivors",
+    "privacy",
+    "survivors",
     "log2_privacy_failure",
     "log2_correctness_failure",
     "bytes_up",
     "bytes_down",
+    "stored_bytes",
     "server_keystream_words",
 )
 
@@ -71,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             clip=parsed.clip,
             bits=parsed.bits,
             max_weight=parsed.max_weight,
+            protocol=parsed.protocol,
             dropout=parsed.dropout,
             collusion=parsed.collusion,
             consistency=parsed.adversary == ADVERSARIES[0],
@@ -100,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clip", type=float, required=True, help="bound on the norm of one update")
     add("--bits", type=_whole, required=True, help="resolution of one client's word")
     add("--max-weight", type=_whole, default=1, help="largest integer weight (1)")
+    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="(%(default)s)")
     add("--dropout", type=float, help="fraction of clients that may drop out")
     add("--collusion", type=float, help="fraction of clients that may be corrupt")
     add("--adversary", choices=ADVERSARIES, default=ADVERSARIES[0], help="(%(default)s)")

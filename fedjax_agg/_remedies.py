@@ -103,6 +103,7 @@ REMEDIES = {
     "plan-size": "pass a pytree of parameters or a positive number of them",
     "plan-bits": "choose the resolution of one client's word, for example bits=16",
     "plan-ring": "take fewer bits, a smaller max_weight or fewer clients",
+    "plan-protocol": "plan for SecAgg and SecAgg+, or for LightSecAgg",
     "graph-clients": "a graph joins at least two clients, and an index is an int32",
     "degree": "the complete graph is degree = num_clients - 1, and an odd degree needs an even "
     "number of clients",
@@ -122,6 +123,10 @@ REMEDIES = {
     "num-holders": "a share point is a slot plus one, in 16 bits: take 1 to 65535 holders",
     "threshold": "so many holders of shares, in SecAgg the neighbours of a client, recover a "
     "secret: choose 1 to their number; a ring is SecAgg(group=ring)",
+    "coded-rates": "too few would be left to rebuild a sum of masks of which the others learn "
+    "nothing else: assume fewer of either",
+    "coded-storage": "a client keeps so much of its peers' coded masks until the round is over: "
+    "sum fewer coordinates, assume fewer lost or corrupt clients, or plan for SecAgg",
     "coded-group-type": "masks are coded over a field: leave the group at its default",
     "coded-clients": "a round of LightSecAgg has N^2 coded vectors: take smaller cohorts, or "
     "SecAgg with a degree",

@@ -87,6 +87,59 @@ def blind_shift(num_clients: int) -> int:
     return num_clients.bit_length() - 1
 
 
+def require_planned_fit(
+    num_clients: int, levels: int, max_weight: int, largest: int, *, shift: int = 0
+) -> int:
+    """The proof of a plan, as in ``largest_weight``, for a group that is still to be chosen.
+
+    Args:
+        num_clients: the size of the cohort.
+        levels: the largest magnitude of a coordinate.
+        max_weight: the largest integer weight.
+        largest: the largest magnitude that the widest group holds.
+        shift: low bits of the ring that words leave empty.
+
+    Returns:
+        The largest magnitude of a sum of words.
+
+    Raises:
+        ValueError: the numbers do not fit; the message says which one to change to what.
+
+    Example:
+        >>> require_planned_fit(100, 32767, 20, 2**31 - 1)
+        65534000
+    """
+    for limit, product, numbers in (
+        (MAX_UNITS, max_weight * levels, f"max_weight * levels = {max_weight} * {levels}"),
+        (
+            largest >> shift,
+            num_clients * max_weight * levels,
+            f"num_clients * max_weight * levels = {num_clients} * {max_weight} * {levels}",
+        ),
+    ):
+        if product > limit:
+            raise _check.error(
+                "plan-ring",
+                f"{numbers} = {product}",
+                f"at most {limit} ({_fitting(num_clients, levels, max_weight, largest >> shift)})",
+            )
+    return num_clients * max_weight * levels << shift
+
+
+def _fitting(num_clients: int, levels: int, max_weight: int, largest: int) -> str:
+    """Which single number to change, and to what, for both limits to hold."""
+    fitting = []
+    most_levels = min(MAX_UNITS // max_weight, largest // (num_clients * max_weight))
+    if most_levels >= 1:
+        fitting.append(f"bits={(most_levels + 1).bit_length()}")
+    most_weight = min(MAX_UNITS // levels, largest // (num_clients * levels))
+    if most_weight >= 1:
+        fitting.append(f"max_weight={most_weight}")
+    if max_weight * levels <= MAX_UNITS and largest // (max_weight * levels) >= 2:
+        fitting.append(f"num_clients={largest // (max_weight * levels)}")
+    return " or ".join(fitting) + " would fit" if fitting else "no single change fits"
+
+
 def weights_on_grid(weights: Any, max_weight: int) -> tuple[jax.Array, int]:
     """Weights as whole numbers from 0 to ``max_weight``, and how many of them make one.
 

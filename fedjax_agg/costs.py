@@ -24,8 +24,9 @@ class CostRow(NamedTuple):
         stage: the name of a stage, or ``"round"`` for all of them.
         bytes_sent: by this role.
         bytes_received: by this role.
-        keystream_words: 32-bit words of ChaCha20 for masks.
+        keystream_words: 32-bit words of ChaCha20, as ``Cost`` counts them.
         field_products: multiplications in GF(2^31 - 1).
+        bytes_stored: of its peers' shares, kept from this stage to the end of the round.
 
     Example:
         >>> CostRow("Plain", "client", "round", 400, 0, 0, 0).bytes_sent
@@ -39,6 +40,7 @@ class CostRow(NamedTuple):
     bytes_received: int
     keystream_words: int
     field_products: int
+    bytes_stored: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +94,19 @@ def compare_costs(
         ValueError: a protocol that does not fit the cohort.
 
     Example:
+        What whole rounds cost; ``print(comparison)`` shows every stage, as in ``docs/bytes.md``.
+
         >>> from fedjax_agg.plan import plan_round
-        >>> from fedjax_agg.protocols import Plain
-        >>> plan = plan_round(100, num_clients=10, clip=1.0, bits=8, dropout=0.2)
-        >>> print(compare_costs(plan, [Plain(plan.group)]))
-        protocol  role    stage   bytes sent  bytes received  keystream words  field products
-        Plain     client  upload         150               0                0               0
-        Plain     client  round          150               0                0               0
-        Plain     server  upload           0           1,200                0               0
-        Plain     server  round            0           1,200                0               0
+        >>> from fedjax_agg.protocols import LightSecAgg, SecAgg
+        >>> plan = plan_round(10_000, num_clients=10, clip=1.0, bits=8, dropout=0.2)
+        >>> comparison = compare_costs(plan, [SecAgg(group=plan.group), LightSecAgg(1, 8)])
+        >>> for row in comparison.rows:
+        ...     if row.stage == "round":
+        ...         print(row.protocol, row.role, row.bytes_sent, row.keystream_words)
+        SecAgg client 16612 100000
+        SecAgg server 17440 240000
+        LightSecAgg client 94738 68586
+        LightSecAgg server 506500 0
     """
     _check.instance("plan-type", Plan, plan=plan)
     rows: list[CostRow] = []
@@ -149,6 +155,7 @@ def _client_rows(name: str, cost: Cost) -> list[CostRow]:
         cost.bytes_down,
         cost.client_keystream_words,
         cost.client_field_products,
+        cost.client_stored_bytes,
     )
     rows = [
         CostRow(name, "client", stage, *(column.get(stage, 0) for column in columns))

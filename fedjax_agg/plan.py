@@ -1,21 +1,20 @@
-"""Planning a round: a ring in which no sum can wrap, and a graph that outlasts the dropouts."""
+"""Planning a round: a group in which no sum can wrap, and sharing that outlasts the dropouts."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_agg import _check
-from fedjax_agg.arithmetic import Ring
-from fedjax_agg.budget import blind_shift
+from fedjax_agg import _check, _plan_text
+from fedjax_agg.arithmetic import M31, Ring
+from fedjax_agg.budget import blind_shift, require_planned_fit
 from fedjax_agg.codecs import FixedPoint
-from fedjax_agg.protocols import SecAgg
-from fedjax_agg.protocols.protocol import Cost, packed_bytes
+from fedjax_agg.protocols import LightSecAgg, SecAgg
+from fedjax_agg.protocols.protocol import Cost
 from fedjax_agg.rounding import MAX_UNITS
 from fedjax_agg.session import MAX_CLIENTS
-from fedjax_agg.sharing import parameters
+from fedjax_agg.sharing import coded_parameters, parameters
 from fedjax_agg.sharing.shamir import MAX_HOLDERS
 from fedjax_agg.structure import Structure
 from fedjax_agg.symmetric.homomorphic_mac import TAG_WORDS
@@ -23,6 +22,9 @@ from fedjax_agg.symmetric.homomorphic_mac import TAG_WORDS
 # float32 rounds about ten times between an update and its mean (clip, scale, weight, lift,
 # divide), and the norm of a long update adds as much again: 2^-24 each, with room to spare.
 _ROUND_OFF = 2.0**-19
+
+# What ``plan_round`` plans for; the second is LightSecAgg.
+PROTOCOLS = ("secagg", "light-secagg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Plan:
         bits: the resolution of one client's word.
         max_weight: the largest integer weight.
         levels: grid steps in one clip, 2^(bits-1) - 1.
-        ring_bits: the width of the smallest ring that holds the weighted sum.
+        ring_bits: the width of the smallest ring that holds the weighted sum; 31 in GF(2^31 - 1).
         step: clip / levels, in the units of the update.
         error_bound: the largest error of a coordinate of the mean of clipped updates: one step,
             and float32 round-off of at most 2^-19 clips.
@@ -47,7 +49,8 @@ class Plan:
         collusion: the fraction of clients that may be corrupt.
         consistency: whether clients attest the survivors before they answer, so that a server
             that shows them different ones learns no more.
-        degree: the neighbours of a client in the graph; n - 1 is the complete graph.
+        degree: the neighbours of a client in the graph; n - 1 is the complete graph. None under
+            LightSecAgg, and so is ``threshold``.
         threshold: how many of them must answer to rebuild what it shared.
         min_survivors: for how few survivors a client still answers.
         log2_privacy_failure: log2 of a bound on the probability that more than the sum is
@@ -55,6 +58,9 @@ class Plan:
         log2_correctness_failure: log2 of a bound on the probability that a round fails; None
             where it cannot happen. Both as in ``GraphParameters``.
         blind: whether the ring has room for the low bits of a ``blind_mean``.
+        privacy: T of LightSecAgg: so many clients learn nothing of a mask. None under SecAgg, and
+            so is ``survivors``.
+        survivors: U of LightSecAgg: so many must upload, and so many of them answer.
 
     Example:
         >>> plan = plan_round(1000, num_clients=100, clip=1.0, bits=16)
@@ -63,6 +69,10 @@ class Plan:
         >>> plan = plan_round(1000, num_clients=100, clip=1.0, bits=16, dropout=0.1, collusion=0.1)
         >>> plan.degree, plan.threshold, plan.min_survivors, plan.dropped
         (32, 22, 90, 10)
+        >>> plan = plan_round(1000, num_clients=100, clip=1.0, bits=16, dropout=0.1, collusion=0.1,
+        ...                   protocol="light-secagg")
+        >>> plan.privacy, plan.survivors, plan.group, plan.stored_bytes
+        (10, 90, M31(), 5200)
     """
 
     size: int
@@ -83,11 +93,13 @@ class Plan:
     log2_privacy_failure: float | None = None
     log2_correctness_failure: float | None = None
     blind: bool = False
+    privacy: int | None = None
+    survivors: int | None = None
 
     @property
-    def group(self) -> Ring:
-        """The ring, for ``Plain(group=plan.group)``; ``plan.protocol()`` has it."""
-        return Ring(self.ring_bits)
+    def group(self) -> Ring | M31:
+        """The integers, for ``Plain(group=plan.group)``; ``plan.protocol()`` has them."""
+        return Ring(self.ring_bits) if self.privacy is None else M31()
 
     @property
     def length(self) -> int:
@@ -119,13 +131,20 @@ class Plan:
         """32-bit words of ChaCha20 that the server generates when ``plan.dropped`` are lost."""
         return sum(self.cost.server_keystream_words.values())
 
-    def protocol(self) -> SecAgg:
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its peers' shares that one client keeps until the end of a round."""
+        return sum(self.cost.client_stored_bytes.values())
+
+    def protocol(self) -> SecAgg | LightSecAgg:
         """The protocol of the plan."""
+        if self.privacy is not None and self.survivors is not None:
+            return LightSecAgg(self.privacy, self.survivors, self.consistency)
         return SecAgg(
             self.threshold,
             self.degree,
             self.consistency,
-            group=self.group,
+            group=Ring(self.ring_bits),
             min_survivors=self.min_survivors,
         )
 
@@ -141,48 +160,7 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        largest = self.num_clients * self.max_weight * self.levels << self.shift
-        low_bits = f" x 2**{self.shift} (blind)" if self.blind else ""
-        ring = (
-            f"{self.num_clients} clients x weight {self.max_weight} x {self.levels} levels"
-            f"{low_bits} = {largest} <= 2**{self.ring_bits - 1} - 1 = {self.group.largest}:"
-            " no sum wraps\n"
-            f"step {self.step:.6g}, error of the mean at most {self.error_bound:.6g},"
-            f" {self.ring_bits} bits a coordinate,\n"
-            f"{packed_bytes(self.length, self.group)} bytes an upload"
-        )
-        return ring if self.degree is None else f"{ring}\n{self._graph_lines()}"
-
-    def _graph_lines(self) -> str:
-        """The graph, what a server can learn, when a round fails, and what it costs."""
-        n = self.num_clients
-        corrupt = parameters.whole_clients(self.collusion or 0.0, n)
-        others = "all" if self.degree == n - 1 else f"{self.degree} of the"
-        server = "shows clients different survivors" if self.consistency else "follows the rules"
-        learns = "learns no more than the sum"
-        if self.log2_privacy_failure is not None:
-            odds = f"with probability at most {_power(self.log2_privacy_failure)}"
-            learns = f"learns more than the sum {odds}"
-            if self.consistency and self.degree != n - 1:
-                learns = (
-                    f"opens the update of one client {odds};\n"
-                    "the sum that it learns may be over fewer survivors than it names"
-                )
-        fails = (
-            "no round fails"
-            if self.log2_correctness_failure is None
-            else f"a round fails with probability at most {_power(self.log2_correctness_failure)}"
-        )
-        return (
-            f"Each client shares its secrets with {others} {n - 1} others,"
-            f" and {self.threshold} of them can rebuild one.\n"
-            f"A server that {server}, with {corrupt} of {n} clients corrupt,\n"
-            f"{learns}.\n"
-            f"Clients answer for no fewer than {self.min_survivors} survivors;"
-            f" with {self.dropped} lost,\n{fails}.\n"
-            f"A client sends {self.bytes_up} and receives {self.bytes_down} bytes in a round,"
-            f" and the server\ngenerates {self.server_keystream_words} words of keystream."
-        )
+        return _plan_text.text(self)
 
 
 def plan_round(
@@ -193,6 +171,7 @@ def plan_round(
     bits: int,
     max_weight: int = 1,
     blind: bool = False,
+    protocol: str = "secagg",
     dropout: float | None = None,
     collusion: float | None = None,
     consistency: bool = True,
@@ -202,16 +181,21 @@ def plan_round(
     """The smallest ring in which no sum can wrap, and the smallest graph that outlasts dropouts.
 
     The graph is planned where ``dropout`` or ``collusion`` is given; the other one is then zero
-    unless stated. ``graph_parameters`` says what it guarantees.
+    unless stated. ``graph_parameters`` says what it guarantees. LightSecAgg has no graph and one
+    group, GF(2^31 - 1); of its two numbers ``coded_parameters`` says how they follow from the
+    rates, both zero unless stated.
 
     Args:
         params_or_size: the parameters, any pytree of floats, or their number.
-        num_clients: clients in a cohort, 2 to 2^31 - 1; a graph has up to 65535 neighbours.
+        num_clients: clients in a cohort, 2 to 2^31 - 1; a graph has up to 65535 neighbours, and
+            a cohort of LightSecAgg up to 32767 clients.
         clip: the bound on the norm of one update, in its own units.
         bits: the resolution of one client's word, 2 to 24: levels = 2^(bits-1) - 1.
         max_weight: the largest integer weight.
         blind: whether the round is a ``blind_mean``, whose words leave floor(log2 num_clients)
             low bits of the ring empty, and are followed by the 64 words of a tag.
+        protocol: ``"secagg"``, which is SecAgg+ where a smaller graph will do, or
+            ``"light-secagg"``.
         dropout: the fraction of clients that may drop out, in [0, 1).
         collusion: the fraction of clients that may be corrupt, in [0, 1).
         consistency: whether clients attest the survivors before they answer, against a server
@@ -219,14 +203,16 @@ def plan_round(
             but curious), and a smaller graph will do. On a graph that is not complete such a
             server can still have the sum of fewer survivors than it names, as ``SecAgg`` says.
         security: more than the sum is learnt with a probability of at most 2^-security.
-        failure: a round fails with a probability of at most 2^-failure.
+        failure: a round fails with a probability of at most 2^-failure. LightSecAgg leaves
+            neither to chance.
 
     Returns:
         The ``Plan``; ``plan.codec()`` and ``plan.protocol()`` are what a round needs.
 
     Raises:
-        ValueError: the numbers do not fit into a 32-bit ring, or into float32, or so many
-            dropouts leave no threshold; the message shows them, and which one to change to what.
+        ValueError: the numbers do not fit into a 32-bit ring, or into float32; so many dropouts
+            leave no threshold; or under LightSecAgg a client would store more than 4 GiB of its
+            peers' coded masks. The message shows them, and which one to change to what.
 
     Example:
         >>> print(plan_round(1_000_000, num_clients=100, clip=1.0, bits=16, max_weight=20))
@@ -240,6 +226,15 @@ def plan_round(
         ...     1_000_000, num_clients=1000, clip=1.0, bits=16, dropout=0.1, collusion=0.1)
         >>> print(str(plan).splitlines()[3])
         Each client shares its secrets with 96 of the 999 others, and 67 of them can rebuild one.
+
+        Coded masks, which cost the server the same whoever is lost, and clients more:
+
+        >>> coded = plan_round(1_000_000, num_clients=1000, clip=1.0, bits=16, dropout=0.1,
+        ...                    collusion=0.1, protocol="light-secagg")
+        >>> coded.protocol()
+        LightSecAgg(privacy=100, survivors=900, consistency=True, group=M31())
+        >>> round(coded.bytes_up / plan.bytes_up, 1), coded.stored_bytes
+        (2.7, 5000000)
     """
     if isinstance(params_or_size, (int, float, np.integer, str)):
         whole = isinstance(params_or_size, float) and params_or_size.is_integer()
@@ -258,29 +253,36 @@ def plan_round(
     for name, value in (("consistency", consistency), ("blind", blind)):
         if not isinstance(value, bool):
             raise _check.error(name, f"{name}={_check.shown(value)}", "a bool")
+    _check.one_of("plan-protocol", PROTOCOLS, protocol=protocol)
+    coded = protocol == PROTOCOLS[1]
+    if blind and coded:
+        raise _check.error(
+            "blind", f"blind=True with protocol={protocol!r}", "False, or the protocol 'secagg'"
+        )
     levels = 2 ** (bits - 1) - 1
-    shift = blind_shift(num_clients) if blind else 0
-    for limit, product, numbers in (
-        (MAX_UNITS, max_weight * levels, f"max_weight * levels = {max_weight} * {levels}"),
-        (
-            Ring(32).largest >> shift,
-            num_clients * max_weight * levels,
-            f"num_clients * max_weight * levels = {num_clients} * {max_weight} * {levels}",
-        ),
-    ):
-        if product > limit:
-            raise _check.error(
-                "plan-ring",
-                f"{numbers} = {product}",
-                f"at most {limit} ({_fitting(num_clients, levels, max_weight, shift)})",
+    widest: Ring | M31 = M31() if coded else Ring(32)
+    largest = require_planned_fit(
+        num_clients,
+        levels,
+        max_weight,
+        widest.largest,
+        shift=blind_shift(num_clients) if blind else 0,
+    )
+    sharing: dict[str, Any] = {}
+    if coded or dropout is not None or collusion is not None:
+        rates = {
+            "dropout": 0.0 if dropout is None else dropout,
+            "collusion": 0.0 if collusion is None else collusion,
+        }
+        adversary = parameters.ADVERSARIES[0 if consistency else 1]
+        if coded:
+            found = coded_parameters.coded_parameters(
+                num_clients, size=size, beside=int(max_weight > 1), adversary=adversary, **rates
             )
-    graph = {}
-    if dropout is not None or collusion is not None:
-        dropout = 0.0 if dropout is None else dropout
-        collusion = 0.0 if collusion is None else collusion
-        graph = _graph(num_clients, dropout, collusion, consistency, security, failure)
-        _check.integer_in("sharing-clients", 1, MAX_HOLDERS, degree=graph["degree"])
-    largest = num_clients * max_weight * levels << shift
+            sharing = {"min_survivors": found.survivors, **dataclasses.asdict(found)}
+        else:
+            sharing = _graph(num_clients, rates, adversary, security, failure)
+        sharing |= {name: float(rate) for name, rate in rates.items()}
     step = float(clip) / levels
     return Plan(
         size=size,
@@ -289,59 +291,25 @@ def plan_round(
         bits=bits,
         max_weight=max_weight,
         levels=levels,
-        ring_bits=largest.bit_length() + 1,
+        ring_bits=widest.bits if coded else largest.bit_length() + 1,
         step=step,
         error_bound=step + float(clip) * _ROUND_OFF,
         consistency=consistency,
         blind=blind,
-        **graph,
+        **sharing,
     )
 
 
 def _graph(
-    num_clients: int,
-    dropout: float,
-    collusion: float,
-    consistency: bool,
-    security: int,
-    failure: int,
+    num_clients: int, rates: dict[str, float], adversary: str, security: int, failure: int
 ) -> dict[str, Any]:
     """The attributes of a plan that are about its graph."""
-    semi_malicious, curious = parameters.ADVERSARIES
     graph = parameters.graph_parameters(
-        num_clients,
-        collusion=collusion,
-        dropout=dropout,
-        adversary=semi_malicious if consistency else curious,
-        security=security,
-        failure=failure,
+        num_clients, adversary=adversary, security=security, failure=failure, **rates
     )
-    dropped = parameters.whole_clients(dropout, num_clients)
+    _check.integer_in("sharing-clients", 1, MAX_HOLDERS, degree=graph.degree)
+    # On the complete graph the holders of a survivor's secret are all others.
     complete = graph.degree == num_clients - 1
-    return {
-        "dropout": float(dropout),
-        "collusion": float(collusion),
-        # On the complete graph the holders of a survivor's secret are all others.
-        "min_survivors": graph.threshold + 1 if complete else num_clients - dropped,
-        **dataclasses.asdict(graph),
-    }
-
-
-def _power(log2: float) -> str:
-    """A power of two that is no smaller, with one decimal."""
-    return f"2^{math.ceil(10 * log2) / 10:.1f}"
-
-
-def _fitting(num_clients: int, levels: int, max_weight: int, shift: int) -> str:
-    """Which single number to change, and to what, for both limits to hold."""
-    largest = Ring(32).largest >> shift
-    fitting = []
-    most_levels = min(MAX_UNITS // max_weight, largest // (num_clients * max_weight))
-    if most_levels >= 1:
-        fitting.append(f"bits={(most_levels + 1).bit_length()}")
-    most_weight = min(MAX_UNITS // levels, largest // (num_clients * levels))
-    if most_weight >= 1:
-        fitting.append(f"max_weight={most_weight}")
-    if max_weight * levels <= MAX_UNITS and largest // (max_weight * levels) >= 2:
-        fitting.append(f"num_clients={largest // (max_weight * levels)}")
-    return " or ".join(fitting) + " would fit" if fitting else "no single change fits"
+    dropped = parameters.whole_clients(rates["dropout"], num_clients)
+    least = graph.threshold + 1 if complete else num_clients - dropped
+    return {"min_survivors": least, **dataclasses.asdict(graph)}

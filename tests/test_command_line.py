@@ -19,12 +19,17 @@ KEYS = [
     "degree",
     "threshold",
     "min_survivors",
+    "privacy",
+    "survivors",
     "log2_privacy_failure",
     "log2_correctness_failure",
     "bytes_up",
     "bytes_down",
+    "stored_bytes",
     "server_keystream_words",
 ]
+INTEGERS = {"ring_bits", "levels", "min_survivors", "bytes_up", "bytes_down", "stored_bytes"}
+OF_GRAPH, OF_CODE = {"degree", "threshold"}, {"privacy", "survivors"}
 
 
 @pytest.fixture
@@ -55,6 +60,8 @@ def the_plan(**changes):
         ("--security 60 --failure 30", {"security": 60, "failure": 30}),
         ("--max-weight 20", {"max_weight": 20}),
         ("--clients 4 --collusion 0", {"num_clients": 4, "collusion": 0}),
+        ("--protocol secagg", {}),
+        ("--protocol light-secagg", {"protocol": "light-secagg"}),
     ],
 )
 def test_json_is_the_numbers_of_the_plan(run, arguments, changes):
@@ -64,9 +71,11 @@ def test_json_is_the_numbers_of_the_plan(run, arguments, changes):
     assert list(numbers) == KEYS
     plan = the_plan(**changes)
     assert numbers == {key: getattr(plan, key) for key in KEYS}
-    integers = {"ring_bits", "levels", "degree", "threshold", "min_survivors"}
-    integers |= {"bytes_up", "bytes_down", "server_keystream_words"}
-    assert all(type(numbers[key]) is int for key in integers)
+    present, absent = OF_GRAPH, OF_CODE
+    if "protocol" in changes:
+        present, absent = absent, present
+    assert all(type(numbers[key]) is int for key in INTEGERS | present)
+    assert all(numbers[key] is None for key in absent)
 
 
 def test_json_of_the_example():
@@ -86,7 +95,7 @@ def test_without_rates_there_is_no_graph(run):
     status, out, _ = run("plan --clients 10 --params 100 --clip 0.5 --bits 8 --json")
     numbers = json.loads(out)
     assert status == 0
-    assert [numbers[key] for key in KEYS[4:9]] == [None] * 5
+    assert [numbers[key] for key in KEYS[4:11]] == [None] * 7
     assert math.isclose(numbers["step"], 0.5 / 127)
 
 
@@ -114,6 +123,10 @@ BAD = {
     "--max-weight 100000": "--max-weight 65 would fit",
     "--security 0": "--security 0 must be an integer from 1 to 256",
     "--failure 1e3": "--failure 1000 must be an integer from 1 to 256",
+    "--protocol lightsecagg": "--protocol: invalid choice: 'lightsecagg'",
+    "--protocol light-secagg --dropout 0.6": "--dropout 0.449 would fit",
+    "--protocol light-secagg --bits 22": "--bits 21 or --clients 512 would fit",
+    "--protocol light-secagg --params 1e10": "--params 858992800 would fit",
     "--adversary evil": "--adversary: invalid choice: 'evil'",
     "--colour red": "unrecognized arguments: --colour red",
     "--client 10": "unrecognized arguments: --client 10",
@@ -146,7 +159,7 @@ def test_the_number_that_a_message_suggests_fits(run, flag, value):
 def test_help_says_what_there_is(run):
     status, out, err = run("plan --help")
     assert (status, err) == (0, "")
-    assert all(flag in out for flag in ("--clients", "--dropout", "--adversary", "--json"))
+    assert all(flag in out for flag in ("--clients", "--protocol", "--dropout", "--json"))
 
 
 def process(arguments):

@@ -22,7 +22,7 @@ LEVELS = (
     ("participation", "group_key"),
     ("codecs", "rounding", "protocols"),
     ("budget", "diagnostics", "mesh"),
-    ("_stages", "_group_mask"),
+    ("_stages", "_group_mask", "_plan_text"),
     ("_core",),
     ("secure_round",),
     ("secure_aggregate", "blind_round", "plan", "streaming"),

@@ -46,10 +46,13 @@ class Cost:
     Attributes:
         bytes_up: that one client sends.
         bytes_down: that one client receives.
-        client_keystream_words: 32-bit words of ChaCha20 that one client generates for masks.
+        client_keystream_words: 32-bit words of ChaCha20 that one client generates for masks, and to
+            seal and open what is as long as a part of one.
         client_field_products: multiplications in GF(2^31 - 1) of one client.
         server_keystream_words: words of ChaCha20 of the server, for all clients.
         server_field_products: multiplications in GF(2^31 - 1) of the server.
+        client_stored_bytes: of shares of its peers that one client keeps, by the stage at which it
+            gets them, until the round is over. A share is words of 32 bits.
 
     Work that is named at no stage is none.
 
@@ -66,6 +69,7 @@ class Cost:
     client_field_products: Mapping[str, int] = dataclasses.field(default_factory=dict)
     server_keystream_words: Mapping[str, int] = dataclasses.field(default_factory=dict)
     server_field_products: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    client_stored_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Protocol(abc.ABC):

@@ -18,6 +18,9 @@ from jax import lax
 from fedjax_agg import _xla
 from fedjax_agg.arithmetic import m31
 
+# So that the points of clients and of blocks are together numbers of 16 bits.
+MAX_CLIENTS = 2**15 - 1
+
 
 def client_points(num_clients: int) -> np.ndarray:
     """beta_1 to beta_N: uint32[N].

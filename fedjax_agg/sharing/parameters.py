@@ -21,7 +21,6 @@ number of clients, corrupt ones included, for whom the event happens: a bound fo
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
@@ -106,8 +105,8 @@ def graph_parameters(
 log2_correctness_failure=None)
     """
     n = _check.integer_in("graph-clients", 2, 2**31 - 1, num_clients=num_clients)
-    corrupt = whole_clients(_rate(collusion=collusion), n)
-    dropped = whole_clients(_rate(dropout=dropout), n)
+    corrupt = stated_clients(n, collusion=collusion)
+    dropped = stated_clients(n, dropout=dropout)
     _check.one_of("adversary", ADVERSARIES, adversary=adversary)
     security = _check.integer_in("security", 1, MAX_BITS, security=security)
     failure = _check.integer_in("failure", 1, MAX_BITS, failure=failure)
@@ -139,6 +138,37 @@ def whole_clients(rate: float, num_clients: int) -> int:
         (29, 28)
     """
     return math.floor((rate + _SLACK) * num_clients)
+
+
+def stated_clients(num_clients: int, /, **rate: float) -> int:
+    """``whole_clients`` of one named argument, which must be a fraction in [0, 1).
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> stated_clients(100, dropout=0.29)
+        29
+    """
+    ((name, value),) = rate.items()
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not 0 <= value < 1:
+        raise _check.error("rate", f"{name}={_check.shown(value)}", "at least 0 and below 1")
+    return whole_clients(float(value), num_clients)
+
+
+def shortest_rate(count: int, num_clients: int) -> float:
+    """The shortest decimal that means so many of all clients.
+
+    Example:
+        >>> shortest_rate(333, 1000), shortest_rate(1, 3)
+        (0.333, 0.4)
+    """
+    for digits in range(1, 16):
+        rate = math.ceil(count * 10**digits / num_clients) / 10**digits
+        if rate < 1 and whole_clients(rate, num_clients) == count:
+            return rate
+    return count / num_clients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,15 +287,6 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _rate(**argument: Any) -> float:
-    """Requires a number in [0, 1)."""
-    ((name, value),) = argument.items()
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not 0 <= value < 1:
-        raise _check.error("rate", f"{name}={_check.shown(value)}", "at least 0 and below 1")
-    return float(value)
-
-
 def _require_feasible(n: int, corrupt: int, dropped: int, cheats: bool) -> None:
     """That the complete graph has a threshold; then a number to change, and to what."""
     factor = 2 if cheats else 1
@@ -274,21 +295,12 @@ def _require_feasible(n: int, corrupt: int, dropped: int, cheats: bool) -> None:
         return
     fitting = []
     if corrupt <= n - 2:
-        fitting.append(f"dropout={_shortest_rate((n - 2 - corrupt) // factor, n)}")
+        fitting.append(f"dropout={shortest_rate((n - 2 - corrupt) // factor, n)}")
     if factor * dropped <= n - 2:
-        fitting.append(f"collusion={_shortest_rate(n - 2 - factor * dropped, n)}")
+        fitting.append(f"collusion={shortest_rate(n - 2 - factor * dropped, n)}")
     times = "2 * " if cheats else ""
     raise _check.error(
         "graph-rates",
         f"collusion + {times}dropout = {corrupt} + {times}{dropped} = {total} of {n} clients",
         f"at most {n - 2} ({' or '.join(fitting) or 'no single change'} would fit)",
     )
-
-
-def _shortest_rate(count: int, n: int) -> float:
-    """The shortest decimal that means ``count`` of n clients."""
-    for digits in range(1, 16):
-        rate = math.ceil(count * 10**digits / n) / 10**digits
-        if rate < 1 and whole_clients(rate, n) == count:
-            return rate
-    return count / n

@@ -1,6 +1,7 @@
 """LightSecAgg: the laws by the kit, one set of survivors, and what a client refuses."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,34 @@ def test_two_sets_of_survivors_open_an_update():
     upload = kept.stages["upload"].outboxes.words[2]
     opened = m31.subtract(upload, m31.subtract(*masks))
     assert M31().centre_lift(opened).tolist() == integers()[2].tolist()
+
+
+@pytest.mark.slow
+def test_one_answer_of_each_client_about_mixed_sets_opens_a_part_of_an_update():
+    """Red, and why clients attest: two answers about each set are enough, where U are four.
+
+    Clients 1 and 3 answer about everybody, 2 and 4 about all but the third, and the fifth is
+    corrupt. Each answers once, names itself a survivor, and 2 U > N + T.
+    """
+    kept, sets = kept_round(), (np.ones(N, bool), np.arange(N) != 2)
+    about_all, about_rest = (np.asarray(coded_sums(kept, s))[:, 0].tolist() for s in sets)
+    own = np.asarray(kept.private.coded)[4, :, 0].tolist()  # what the fifth was sent
+    points = lagrange.client_points(N), lagrange.data_points(N, 4)
+    coding = np.asarray(lagrange.weights(*map(jnp.asarray, points), jnp.ones(4, bool))).tolist()
+    # A divided difference of order four: of a polynomial of degree three it is zero.
+    weights = [pow(math.prod(j - i for i in range(N) if i != j), -1, m31.PRIME) for j in range(N)]
+    told = [about_all[0], about_rest[1], about_all[2], about_rest[3], sum(own) - own[2]]
+    left = sum(w * answer for w, answer in zip(weights, told))
+    # What is left is of the third one's mask alone; the fifth one's vector takes out the noise.
+    code = [weights[0] * a + weights[2] * b for a, b in zip(coding[0], coding[2])]
+    factor = -code[3] * pow(coding[4][3], -1, m31.PRIME)
+    code = [a + factor * b for a, b in zip(code, coding[4])]
+    assert code[3] % m31.PRIME == 0
+    assert all(a % m31.PRIME for a in code[:3])
+    upload = np.asarray(kept.stages["upload"].outboxes.words)[2, ::3].tolist()
+    opened = sum(a * y for a, y in zip(code, upload)) - (left + factor * own[2])
+    update = integers()[2, ::3].tolist()
+    assert (opened - sum(a * x for a, x in zip(code, update))) % m31.PRIME == 0
 
 
 def client_stage(name):

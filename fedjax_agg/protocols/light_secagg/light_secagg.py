@@ -31,9 +31,7 @@ from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import agreement, graph, lagrange
 from fedjax_agg.wire import ChannelBoard, CodedShares, CodedSum, Mail, Total, Upload
 
-_KEY_BYTES, _TAG_BYTES = 32, 32
-# Points of clients and of blocks are numbers of 16 bits together.
-_MAX_CLIENTS = 2**15 - 1
+_KEY_BYTES, _TAG_BYTES, _WORD_BYTES = 32, 32, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +61,28 @@ class LightSecAgg(Protocol):
 
     Formal Guarantees:
         **Server that follows the protocol**, with any T clients: they learn the sum of the
-        survivors' updates, who survived, and nothing else. Coded vectors hide masks
-        unconditionally (every T of them are independent of the mask); the masks themselves and
-        the noise are ChaCha20 under keys of 256 bits, within 2^-62 an element of uniform;
-        channels are as strong as ChaCha20 and HMAC-SHA256 over an **ideal** key agreement.
-        **Server that names different survivors to different clients**: a client answers once, and
-        U answers about one set are needed, so with 2 U > N + T it can open one set at most. With
-        ``consistency`` a client also answers only where U clients attest the same set.
-        **Not given**: what ``SecAgg`` does not give either; and no answer can be told from a wrong
-        one. A mask serves one round: two updates under one mask are one subtraction apart.
+        survivors' updates, who survived, and nothing else. At least U - T updates of others are in
+        it. Coded vectors hide masks unconditionally (every T of them are independent of the mask);
+        the masks themselves and the noise are ChaCha20 under keys of 256 bits, within 2^-62 an
+        element of uniform; channels are as strong as ChaCha20 and HMAC-SHA256 over an **ideal**
+        key agreement. An upload that comes late, from a client that was named as lost, stays
+        hidden: no answer is about its mask alone.
+        **Server that names different survivors to different clients**: with ``consistency`` and
+        2 U > N + T, which the planner sees to and a bare ``LightSecAgg`` does not, no two sets are
+        attested by U clients each, so all answers of honest clients are about one set. That a
+        client answers once is not enough. Without ``consistency`` a server takes some answers
+        about a set and some about the set without one client, fewer than U of each, and combines
+        them so that this client's mask alone is left: of the U - T parts of its update it learns
+        N - U linear combinations, from which small integers may follow.
+        **T clients without the server**: nothing beyond what all may see, namely keys, survivors
+        and lengths. **A network observer** the same, and who sends what when, as long as the links
+        to the server are encrypted and authenticated, which is not part of the protocol; without
+        that it sees what the server sees, and learns the sum.
+        **Lists of keys**: every key after *advertise* depends on the list and on T and U, so
+        clients who are shown different ones share no key and refuse each other's messages.
+        **Not given**: what ``SecAgg`` does not give either; anything about more than T clients; to
+        tell a wrong coded vector or a wrong answer, of which one makes the sum garbage. A mask
+        serves one round: two updates under one mask are one subtraction apart.
 
     Example:
         The third of five clients is lost before it uploads:
@@ -98,16 +109,16 @@ class LightSecAgg(Protocol):
 
     def __post_init__(self):
         _check.instance("coded-group-type", M31, group=self.group)
-        privacy = _check.integer_in("privacy", 1, _MAX_CLIENTS - 1, privacy=self.privacy)
+        privacy = _check.integer_in("privacy", 1, lagrange.MAX_CLIENTS - 1, privacy=self.privacy)
         least = _check.integer_in(
-            "target-survivors", privacy + 1, _MAX_CLIENTS, survivors=self.survivors
+            "target-survivors", privacy + 1, lagrange.MAX_CLIENTS, survivors=self.survivors
         )
         object.__setattr__(self, "privacy", privacy)
         object.__setattr__(self, "survivors", least)
 
     def check(self, num_clients: int) -> None:
         """Raises ValueError where the survivors are more than the clients of a cohort."""
-        _check.integer_in("coded-clients", 2, _MAX_CLIENTS, num_clients=num_clients)
+        _check.integer_in("coded-clients", 2, lagrange.MAX_CLIENTS, num_clients=num_clients)
         _check.integer_in(
             "target-survivors", self.privacy + 1, num_clients, survivors=self.survivors
         )
@@ -197,9 +208,12 @@ class LightSecAgg(Protocol):
         return Total(jnp.where(ok, words, np.uint32(0)), ok)
 
     def cost(self, length: int, num_clients: int, dropped: int = 0) -> Cost:
-        """Keys, coded vectors, the packed words, attestations, and one vector of help."""
+        """Keys, coded vectors, the packed words, attestations, and one vector of help.
+
+        It is the same whoever is lost.
+        """
         n, (of_mask, of_noise, size) = num_clients, self._blocks(length)
-        coded = packed_bytes(size, self.group)
+        coded, blocks = packed_bytes(size, self.group), of_mask + of_noise
         sealed = (n - 1) * (coded + _TAG_BYTES)
         up = {
             "advertise": _KEY_BYTES,
@@ -210,7 +224,7 @@ class LightSecAgg(Protocol):
         }
         survivors = -(-n // 8)
         down = {
-            "advertise": n * _KEY_BYTES,
+            "advertise": (n - 1) * _KEY_BYTES,
             "share": sealed,
             "upload": 0,
             "attest": survivors,
@@ -219,17 +233,19 @@ class LightSecAgg(Protocol):
         if not self.consistency:
             del up["attest"], down["attest"]
             down["unmask"] = survivors
-        # Of the weights of an interpolation: products, and inverses of 59 products each.
-        server_weights = 62 * of_mask * n
         return Cost(
             bytes_up=up,
             bytes_down=down,
             client_keystream_words={
-                "share": 2 * (of_mask + of_noise) * size,
+                # Two words an element of mask and noise; a word an element to seal, and to open.
+                "share": 2 * blocks * size + 2 * (n - 1) * size,
                 "upload": 2 * length,
             },
-            client_field_products={"share": n * (of_mask + of_noise) * (size + 62)},
-            server_field_products={"unmask": of_mask * n * size + server_weights},
+            # Vectors, and the weights of interpolations: 62 for each pair of points, of which an
+            # inverse is 59, and the products of all differences to each node.
+            client_field_products={"share": n * blocks * (size + 62) + blocks**2},
+            server_field_products={"unmask": n * of_mask * (size + 62) + n**2},
+            client_stored_bytes={"share": _WORD_BYTES * n * size},
         )
 
 

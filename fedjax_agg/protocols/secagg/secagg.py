@@ -286,4 +286,5 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
             },
             # For each client: the products of k + 1 points, k inverses, and the weighted sums.
             server_field_products={"unmask": n * (k * (k + 1) + 63 * k + 4 * chunks * k)},
+            client_stored_bytes={"share": 2 * k * _SHARE_BYTES},
         )
