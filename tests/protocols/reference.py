@@ -109,28 +109,19 @@ def rebuild(shares: Mapping[int, list[int]], threshold: int) -> bytes | None:
 # ---- the setting of a round ---------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """The public configuration of a round, and the roots of all that is secret in it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roots:
+    """What is public of a round of any protocol, and the roots of all that is secret in it."""
 
-    threshold: int
     round_id: int
     public_seed: bytes
     secrets: tuple[bytes, ...]
     agreement: tuple[bytes, bytes]  # of the channels, of the masks
-    contexts: tuple[bytes, ...] | None = None
-    degree: int | None = None
-    bits: int = 32
-    consistency: bool = True
     session_id: bytes = b""  # once the keys are advertised
 
     @property
     def n(self):
         return len(self.secrets)
-
-    @property
-    def k(self):
-        return self.n - 1 if self.degree is None else self.degree
 
     @property
     def clients(self):
@@ -139,17 +130,17 @@ class Setting:
     def derive(self, secret, label, first=0, second=0, context=b""):
         return derive(secret, label, self.session_id, self.round_id, first, second, context)
 
-    def advertised(self, keys: Mapping[int, tuple[bytes, bytes]]) -> "Setting":
+    def seen(self, keys: Mapping[int, bytes], size: int, *numbers: int):
         """The same, once all have seen the keys: a digest of everything that is public."""
-        rows = [b"".join(keys.get(client, (bytes(32), bytes(32)))) for client in self.clients]
-        numbers = struct.pack(">5I", self.n, 64, self.k, self.threshold, self.bits)
-        head = f"fedjax_agg/v{VERSION}/neighbours\0".encode() + numbers
+        rows = [keys.get(client, bytes(size)) for client in self.clients]
+        packed = struct.pack(f">{2 + len(numbers)}I", self.n, size, *numbers)
+        head = f"fedjax_agg/v{VERSION}/neighbours\0".encode() + packed
         digests = b"".join(hashlib.sha256(row).digest() for row in rows)
         digest = hashlib.sha256(head + self.public_seed + digests).digest()
         return dataclasses.replace(self, session_id=digest)
 
     @classmethod
-    def of_seed(cls, seed: bytes, n: int, round_id: int, **configuration) -> "Setting":
+    def of_seed(cls, seed: bytes, n: int, round_id: int, **configuration):
         """The roots that ``simulated_session`` derives from a seed."""
 
         def root(label, first=0, second=0):
@@ -162,6 +153,26 @@ class Setting:
             agreement=(root("agreement", 0, 0), root("agreement", 0, 1)),
             **configuration,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting(Roots):
+    """The public configuration of a round of SecAgg beside its roots."""
+
+    threshold: int
+    contexts: tuple[bytes, ...] | None = None
+    degree: int | None = None
+    bits: int = 32
+    consistency: bool = True
+
+    @property
+    def k(self):
+        return self.n - 1 if self.degree is None else self.degree
+
+    def advertised(self, keys: Mapping[int, tuple[bytes, bytes]]) -> "Setting":
+        """The same, once all have seen both keys of all."""
+        both = {client: b"".join(pair) for client, pair in keys.items()}
+        return self.seen(both, 64, self.k, self.threshold, self.bits)
 
 
 class Keys(NamedTuple):
