@@ -1,9 +1,10 @@
-"""What dropouts cost: one client and the server of SecAgg+ and SecAgg, apart, and Flower beside.
+"""What dropouts cost: one client and the server of each protocol, apart, and Flower beside.
 
 A cell is n clients with flat updates float32[d], under the graph that ``plan_round`` finds for a
-rate of dropouts (SecAgg+), or under the complete graph (SecAgg). Clients are lost at *upload*,
-which is what costs the server most. One client is its part of the whole round; the server is
-``recover``. The whole round of the cohort is timed in a process of its own, for its memory.
+rate of dropouts (SecAgg+), under the complete graph (SecAgg), or with masks that are coded for
+that rate (LightSecAgg). Clients are lost at *upload*, which is what costs the server most. One
+client is its part of the whole round; the server is ``recover``. The whole round of the cohort is
+timed in a process of its own, for its memory.
 
 Flower's figures are of its own functions: quantise, mask and Shamir. Both sides have the same
 neighbours, dimension and cores, and neither agrees on keys. Flower comes with the ``bench`` extra.
@@ -19,6 +20,8 @@ import _flower
 CLIENTS = (64, 256, 1000)
 COORDINATES = 10**5
 DROPOUTS = (0.0, 0.1, 0.3)
+# Every client of LightSecAgg stores a part of the mask of each, and a simulation n times as much.
+CODED_CLIENTS = (64, 256)
 QUICK_CLIENTS = (32,)
 QUICK_COORDINATES = 10**4
 QUICK_DROPOUTS = (0.1,)
@@ -33,6 +36,9 @@ CALL_LIMIT_SECONDS = 60.0
 # The first guess, at the end of a neighbourhood: measured as soon as a cell has run.
 SECONDS_PER_EDGE = 6e-5
 PLANNED_BYTES_PER_EDGE = 4e3
+# Of LightSecAgg for each word of a coded vector: coded, sealed, opened; and held four times.
+SECONDS_PER_CODED_WORD = 2e-7
+PLANNED_BYTES_PER_CODED_WORD = 16.0
 
 TARGETS = {
     "client_vs_flower": 5.0,
@@ -40,6 +46,7 @@ TARGETS = {
     "secagg_plus_round_seconds_n1000": 60.0,
     "peak_gib_n1000": 4.0,
     "repair_share_of_server_at_0": 0.05,
+    "light_secagg_server_ratio_30_over_0": 1.1,
 }
 # The others are upper bounds.
 _AT_LEAST = ("client_vs_flower", "shamir_vs_flower")
@@ -61,6 +68,7 @@ def main() -> None:
         {
             "what": "plan",
             "clients": QUICK_CLIENTS if quick else CLIENTS,
+            "coded_clients": QUICK_CLIENTS if quick else CODED_CLIENTS,
             "d": QUICK_COORDINATES if quick else COORDINATES,
             "dropouts": QUICK_DROPOUTS if quick else DROPOUTS,
             "complete": not quick,
@@ -83,14 +91,19 @@ def main() -> None:
 
     for cell in plan["cells"]:
         edges = cell["n"] * cell["degree"]
-        longest = max(edges * per_edge, cell["server_words"] / words_per_second)
-        if not fits(cell, "cell", longest, PLANNED_BYTES_PER_EDGE * edges):
+        coded_words = edges * cell["words_per_edge"]
+        longest = max(
+            edges * per_edge + coded_words * SECONDS_PER_CODED_WORD,
+            cell["server_words"] / words_per_second,
+        )
+        needed = edges * PLANNED_BYTES_PER_EDGE + coded_words * PLANNED_BYTES_PER_CODED_WORD
+        if not fits(cell, "cell", longest, needed):
             continue
         compared = cell["protocol"] == "SecAgg+" and cell["planned"] == COMPARED
         with_flower = compared and host["flwr"] is not None
         task = {"seconds": seconds, "planned_seconds": longest, "with_flower": with_flower}
         cells.append(_bench.worker(__file__, cell | task | {"what": "cell"}))
-        if edges >= 10**4:
+        if edges >= 10**4 and not coded_words:
             per_edge = cells[-1]["seconds_to_prepare"] / edges
         if not compared:
             continue
@@ -132,6 +145,18 @@ def _plan(task) -> None:
             # The most clients that may be lost while its threshold is still reached.
             dropout = max(task["dropouts"])
             cells.append(_planned("SecAgg", fa.SecAgg(), n, d, dropout, int(dropout * n)))
+    dropout = max(task["dropouts"])
+    for n in task["coded_clients"]:
+        plan = fa.plan_round(
+            d,
+            num_clients=n,
+            clip=1.0,
+            bits=16,
+            protocol="light-secagg",
+            dropout=dropout,
+            collusion=COLLUSION,
+        )
+        cells.append(_coded("LightSecAgg", plan, n, d, dropout))
     cells.sort(key=lambda cell: cell["n"] * cell["degree"])
     keys = jnp.arange(64 * 8, dtype=jnp.uint32).reshape(64, 8)
     call = _compiled(_masks(d), keys, jnp.ones(64, jnp.uint32))
@@ -150,9 +175,27 @@ def _planned(name, protocol, n, d, planned, dropped):
         "degree": protocol.degree_of(n),
         "threshold": protocol.threshold_of(n),
         "min_survivors": protocol.min_survivors,
+        "words_per_edge": 0,
         "server_words": server.server_keystream_words["unmask"],
         "round_words": server.server_keystream_words["unmask"]
         + n * server.client_keystream_words["upload"],
+    }
+
+
+def _coded(name, plan, n, d, planned):
+    """A cell of LightSecAgg: everybody is a neighbour, and U clients must answer."""
+    parts = plan.survivors - plan.privacy
+    return {
+        "protocol": name,
+        "n": n,
+        "d": d,
+        "planned": planned,
+        "degree": n - 1,
+        "threshold": plan.survivors,
+        "privacy": plan.privacy,
+        "words_per_edge": -(-d // parts),
+        "stored_bytes": plan.stored_bytes,
+        "server_words": 0,
     }
 
 
@@ -179,6 +222,8 @@ def _protocol(task):
     import fedjax_agg as fa
 
     n, degree = task["n"], task["degree"]
+    if task["protocol"] == "LightSecAgg":
+        return fa.LightSecAgg(task["privacy"], task["threshold"])
     return fa.SecAgg(
         task["threshold"],
         None if degree == n - 1 else degree,
@@ -235,12 +280,13 @@ def _cell(task) -> None:
 
     n, d, label = task["n"], task["d"], _label(task)
     protocol, codec = _protocol(task), fa.FixedPoint(clip=1.0)
+    coded = isinstance(protocol, fa.LightSecAgg)
     _bench.progress(f"{label}: compiling the messages")
 
-    # Keys, shares and what is revealed do not depend on the length of updates.
+    # Keys, shares and what is revealed do not depend on the length of updates, but coded masks do.
     def messages(session, participation):
         kept = fa.transcript(
-            jnp.zeros((n, 1)),
+            jnp.zeros((n, d if coded else 1)),
             session,
             codec=codec,
             protocol=protocol,
@@ -257,13 +303,15 @@ def _cell(task) -> None:
         rounds[rate] = prepare(session, _lost(n, rate))
         seconds.append(time.perf_counter() - begin)
         assert bool(rounds[rate][-1]), f"the round of {label} failed at {rate}"
+        if rate == rates[-1]:
+            _bench.progress(f"{label}: compiling one client")
+            stages, public, secrets, private, _ = rounds[rate]
+            survivor = int(jnp.argmax(public.survivors))
+            calls = _client_calls(task, stages, public, secrets, private, survivor)
+            del private
+        rounds[rate] = _as_the_server_needs_it(*rounds[rate])
     del prepare
-
-    _bench.progress(f"{label}: compiling one client")
-    stages, public, secrets, private, _ = rounds[rates[-1]]
-    survivor = int(jnp.argmax(public.survivors))
-    calls = _client_calls(task, stages, public, secrets, private, survivor)
-    del private
+    stages, public, secrets = rounds[rates[-1]]
     uploads = jax.random.bits(jax.random.key(1), (d,), jnp.uint32)
 
     def recover(uploads, stages, public):
@@ -279,11 +327,12 @@ def _cell(task) -> None:
 
     _bench.progress(f"{label}: compiling the server")
     recovered = _compiled(recover, uploads, stages, public)
-    repaired = _compiled(repair, secrets, stages, public)
-    for rate, (stages, public, secrets, *_) in rounds.items():
+    repaired = None if coded else _compiled(repair, secrets, stages, public)
+    for rate, (stages, public, secrets) in rounds.items():
         arguments = stages, public
         calls[f"server_{rate}"] = lambda a=arguments: recovered(uploads, *a)
-        calls[f"repair_{rate}"] = lambda a=arguments, s=secrets: repaired(s, *a)
+        if repaired is not None:
+            calls[f"repair_{rate}"] = lambda a=arguments, s=secrets: repaired(s, *a)
         assert bool(calls[f"server_{rate}"]().ok)
     if task["with_flower"]:
         calls["flower_client"] = _flower_calls(task)["client"]
@@ -301,7 +350,7 @@ def _cell(task) -> None:
             "dropout": rate,
             "lost": int(n - jnp.sum(rounds[rate][1].survivors)),
             "server_milliseconds": _milliseconds(times[f"server_{rate}"]),
-            "repair_milliseconds": _milliseconds(times[f"repair_{rate}"]),
+            **_repair(times, rate),
             "server_over_none_lost": _bench.summary(
                 _bench.ratios(times[f"server_{rate}"], times["server_0.0"])
             ),
@@ -313,16 +362,30 @@ def _cell(task) -> None:
         "upload_milliseconds": _milliseconds(times["upload"]),
         "mask_milliseconds": _milliseconds(times["mask"]),
         "server": curve,
-        "repair_share_at_0": _bench.summary(
-            _bench.ratios(times["repair_0.0"], times["server_0.0"])
-        ),
         "seconds_to_prepare": _bench.significant(min(seconds)),
     }
+    if coded:
+        result["stored_bytes"] = task["stored_bytes"]
+    else:
+        shares = _bench.ratios(times["repair_0.0"], times["server_0.0"])
+        result["repair_share_at_0"] = _bench.summary(shares)
     if "flower_client" in times:
         ratios = _bench.ratios(times["flower_client"], times["client"])
         result["flower_client_milliseconds"] = _milliseconds(times["flower_client"])
         result["whole_client_vs_flower"] = _bench.summary(ratios)
     _bench.report(result)
+
+
+def _as_the_server_needs_it(stages, public, secrets, *_):
+    """Without the messages between clients, which are most of what a round of coded masks holds."""
+    shared = stages["share"]._replace(outboxes=None, inboxes=None)
+    return {**stages, "share": shared}, public, secrets
+
+
+def _repair(times, rate):
+    """What only a protocol has that removes the masks of lost clients."""
+    name = f"repair_{rate}"
+    return {"repair_milliseconds": _milliseconds(times[name])} if name in times else {}
 
 
 def _client_calls(task, stages, public, secrets, private, index):
@@ -541,13 +604,19 @@ def _results(host, cells, rounds, flower, skipped):
         if "whole_client_vs_flower" in cell
     ]
     shamir = ("create", "reconstruct")
-    at_ten = [
-        _named(cell) | {"dropout": point["dropout"]} | point["server_over_none_lost"]
-        for cell in cells
-        for point in cell["server"]
-        if point["dropout"] == COMPARED and cell["planned"] >= COMPARED
+
+    def lost_over_none(rate, coded):
+        rows = [
+            _named(cell) | {"dropout": rate} | point["server_over_none_lost"]
+            for cell in cells
+            for point in cell["server"]
+            if point["dropout"] == rate and (cell["protocol"] == "LightSecAgg") == coded
+        ]
+        return _over(rows, largest_is_best=False)
+
+    none_lost = [
+        _named(cell) | cell["repair_share_at_0"] for cell in cells if "repair_share_at_0" in cell
     ]
-    none_lost = [_named(cell) | cell["repair_share_at_0"] for cell in cells]
     largest = next((row for row in rounds if row["n"] == 1000), None)
     return {
         "what": "client_vs_flower and shamir_vs_flower: time of Flower over ours, so larger is "
@@ -560,7 +629,9 @@ def _results(host, cells, rounds, flower, skipped):
         "shamir_vs_flower": beside_flower(shamir, False)
         | {"one_core": beside_flower(shamir, True)}
         | {name: beside_flower([name], False) for name in shamir},
-        "repair_time_ratio_10_over_0": _over(at_ten, largest_is_best=False),
+        "repair_time_ratio_10_over_0": lost_over_none(COMPARED, False),
+        "secagg_server_ratio_30_over_0": lost_over_none(CURVE[-1], False),
+        "light_secagg_server_ratio_30_over_0": lost_over_none(CURVE[-1], True),
         "repair_share_of_server_at_0": _over(none_lost, largest_is_best=False),
         "secagg_plus_round_seconds_n1000": largest and largest["seconds"],
         "peak_gib_n1000": largest and largest["peak_gib"],
@@ -598,6 +669,7 @@ def _show(results, as_json) -> None:
         ("client_vs_flower, whole client", results["client_vs_flower"]["whole_client"]),
         ("shamir_vs_flower, one core", results["shamir_vs_flower"]["one_core"]),
         ("repair_time_ratio_10_over_0", results["repair_time_ratio_10_over_0"]),
+        ("secagg_server_ratio_30_over_0", results["secagg_server_ratio_30_over_0"]),
     ):
         rows.append(
             [name, *(figure.get(key) for key in ("best", "median", "worst", "worst_at")), None]
@@ -614,7 +686,8 @@ def _show(results, as_json) -> None:
     rows = [
         [*named(cell), f"{cell['planned']:.0%}", f"{point['dropout']:.0%}"]
         + [cell[f"{name}_milliseconds"]["median"] for name in ("client", "upload", "mask")]
-        + [point[f"{name}_milliseconds"]["median"] for name in ("server", "repair")]
+        + [point["server_milliseconds"]["median"]]
+        + [point.get("repair_milliseconds", {}).get("median")]
         + [point["server_over_none_lost"]["median"]]
         for cell in results["cells"]
         for point in cell["server"]

@@ -4,13 +4,16 @@ First one round of SecAgg+ is printed stage by stage: what the server sees, what
 what a network observer may know. Then the digits of ``digits.py`` are trained while none to 40 %
 of the clients are lost in every round, before they upload:
 
-    Plain     in the clear: goes on with whoever is left
-    SecAgg    every client shares its secrets with all others; its threshold is two thirds of them
-    SecAgg+   with some of the others, as planned for 20 % of lost clients
+    Plain         in the clear: goes on with whoever is left
+    SecAgg        every client shares its secrets with all others; its threshold is two thirds of
+                  them
+    SecAgg+       with some of the others, as planned for 20 % of lost clients
+    LightSecAgg   every client sends all others a coded part of its mask, as planned for the same
 
-SecAgg and SecAgg+ stop where too few are left to rebuild the masks, or where the sum would be
-over fewer clients than was agreed: the clients refuse, nothing is opened, and the model stays as
-it was. SecAgg+ can be planned for more lost clients; it then needs more neighbours.
+All but Plain stop where too few are left to rebuild the masks, or where the sum would be over
+fewer clients than was agreed: the clients refuse, nothing is opened, and the model stays as it
+was. SecAgg+ and LightSecAgg can be planned for more lost clients; the one then needs more
+neighbours, the other longer parts.
 
 ``--seed`` fixes the data split, the model, the sessions and who is lost (``fixed_seed``:
 predictable, for experiments only).
@@ -29,10 +32,10 @@ import digits
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
 QUICK_RATES = (0.0, 0.2, 0.4)
-PROTOCOLS = ("Plain", "SecAgg", "SecAgg+")
+PROTOCOLS = ("Plain", "SecAgg", "SecAgg+", "LightSecAgg")
 # Each protocol that hides something is a program that takes a while to compile.
-QUICK_PROTOCOLS = ("Plain", "SecAgg+")
-STAGES = ("advertise", "share", "attest", "unmask")
+QUICK_PROTOCOLS = ("Plain", "SecAgg+", "LightSecAgg")
+STAGES = ("advertise", "share", "upload", "attest", "unmask")
 PLANNED, COLLUSION = 0.2, 0.05
 BITS = 16
 
@@ -71,7 +74,26 @@ def make_training(definition, data, seed):
     return changes, accuracy
 
 
-def make_programs(names, plan, counts, params, updates, session, participation):
+def make_plans(params, num_clients, max_weight):
+    """Plans of SecAgg+ and of LightSecAgg, for the same numbers; both have the same codec."""
+    import fedjax_agg as fa
+
+    return tuple(
+        fa.plan_round(
+            params,
+            num_clients=num_clients,
+            clip=digits.CLIP,
+            bits=BITS,
+            max_weight=max_weight,
+            protocol=protocol,
+            dropout=PLANNED,
+            collusion=COLLUSION,
+        )
+        for protocol in ("secagg", "light-secagg")
+    )
+
+
+def make_programs(names, plans, counts, params, updates, session, participation):
     """The compiled server steps by protocol, their first states, and the transcript."""
     import jax
     import jax.numpy as jnp
@@ -79,12 +101,14 @@ def make_programs(names, plan, counts, params, updates, session, participation):
 
     import fedjax_agg as fa
 
+    plan, coded = plans
     weights = jnp.minimum(jnp.asarray(counts, jnp.int32), plan.max_weight)
     codec = plan.codec()
     protocols = {
         "Plain": fa.Plain(group=plan.group),
         "SecAgg": fa.SecAgg(group=plan.group),
         "SecAgg+": plan.protocol(),
+        "LightSecAgg": coded.protocol(),
     }
     protocols = {name: protocols[name] for name in names}
 
@@ -137,6 +161,10 @@ def make_programs(names, plan, counts, params, updates, session, participation):
 
 def fewest(protocol, num_clients):
     """The fewest survivors whose sum is opened."""
+    import fedjax_agg as fa
+
+    if isinstance(protocol, fa.LightSecAgg):
+        return protocol.survivors
     return protocol.min_survivors or protocol.threshold_of(num_clients) + 1
 
 
@@ -379,6 +407,7 @@ def write_figure(path, rows, names, plan, rounds, untrained):
         "Plain": {"color": "C1", "linestyle": "-", "linewidth": 5, "markersize": 8},
         "SecAgg": {"color": "C0", "linestyle": "--", "linewidth": 2.5, "markersize": 6},
         "SecAgg+": {"color": "C2", "linestyle": ":", "linewidth": 2.5, "markersize": 4},
+        "LightSecAgg": {"color": "C3", "linestyle": "-.", "linewidth": 1.5, "markersize": 2},
     }
     for name in names:
         mine, style = [row for row in rows if row["protocol"] == name], styles[name]
@@ -388,7 +417,7 @@ def write_figure(path, rows, names, plan, rounds, untrained):
         milliseconds = np.array([1e3 * row["seconds_per_round"] for row in mine])
         left.plot(percent[good], accuracy[good], marker="o", label=name, **style)
         right.plot(percent, milliseconds, label=name, **style | {"linewidth": 2})
-        cross = {"color": style["color"], "markersize": 6 + style["markersize"], "mew": 2.5}
+        cross = {"color": style["color"], "markersize": 4 + 2 * style["markersize"], "mew": 2.5}
         left.plot(percent[~good], accuracy[~good], "x", **cross)
         right.plot(percent[~good], milliseconds[~good], "x", **cross)
         right.plot(percent[good], milliseconds[good], "o", color=style["color"], markersize=6)
@@ -402,33 +431,41 @@ def write_figure(path, rows, names, plan, rounds, untrained):
     )
     left.legend(loc="center left", fontsize=9)
     first = {name: next(row for row in rows if row["protocol"] == name) for name in names}
-    bottom = np.zeros(len(first))
-    for stage in STAGES:
-        both = [
-            row["bytes_up"].get(stage, 0) + row["bytes_down"].get(stage, 0)
-            for row in first.values()
+    for index, (name, row) in enumerate(first.items()):
+        kilobytes = [
+            (row["bytes_up"].get(stage, 0) + row["bytes_down"].get(stage, 0)) / 1e3
+            for stage in STAGES
         ]
-        middle.bar(list(first), np.array(both) / 1e3, bottom=bottom, label=stage, width=0.6)
-        bottom += np.array(both) / 1e3
-    for index, height in enumerate(bottom):
-        middle.annotate(
-            f"{height:.1f}", (index, height), (0, 3), textcoords="offset points", ha="center"
+        middle.bar(
+            np.arange(len(STAGES)) + (index - (len(names) - 1) / 2) * 0.2,
+            kilobytes,
+            color=styles[name]["color"],
+            label=f"{name}: {sum(kilobytes):,.0f} kB in all",
+            width=0.2,
         )
-    upload = first["SecAgg+"]["bytes_up"]["upload"] / 1e3
     middle.set(
-        ylabel="kB a client and round, both ways",
-        title=f"Bytes beside the upload of {upload:,.0f} kB",
+        xticks=range(len(STAGES)),
+        xticklabels=STAGES,
+        yscale="log",
+        ylim=(0.1, 1e5),
+        ylabel="kB a round, both ways (log)",
+        title="Bytes of one client, by stage",
     )
-    middle.margins(y=0.15)
-    middle.legend(title="stage", fontsize=9, loc="upper left")
+    middle.legend(fontsize=9, loc="upper left")
     right.set(
         xlabel="clients lost in every round (%)",
-        ylabel="ms a round, all clients and the server",
+        yscale="log",
+        ylabel="ms a round, clients and server (log)",
         title="Time of a round, one process for all",
     )
-    right.set_ylim(0, 1.2e3 * max(row["seconds_per_round"] for row in rows))
-    right.legend(fontsize=9, loc="upper left", ncols=3)
-    degrees = {"SecAgg": plan.num_clients - 1, "SecAgg+": plan.degree}
+    slowest = max(row["seconds_per_round"] for row in rows)
+    right.set_ylim(10, 1e4 * slowest)
+    right.legend(fontsize=9, loc="upper left", ncols=2)
+    for axis in (middle, right):
+        axis.yaxis.set_major_formatter("{x:,g}")
+        axis.grid(alpha=0.3, axis="y")
+    everybody = plan.num_clients - 1
+    degrees = {"SecAgg": everybody, "SecAgg+": plan.degree, "LightSecAgg": everybody}
     neighbours = ", ".join(f"{degrees[name]} in {name}" for name in names if name in degrees)
     figure.suptitle(
         f"Dropouts: {plan.num_clients} clients, {plan.size:,} parameters; neighbours a client: "
@@ -458,11 +495,11 @@ def write_csv(path, rows):
 def print_table(rows, clients, rounds, stops, equal):
     print()
     heads = ("protocol", "lost", "accuracy", "rounds", "sent", "received", "time a round", "")
-    print("  {:<9}{:>6}{:>10}{:>8}{:>11}{:>11}{:>14}  {}".format(*heads))
+    print("  {:<13}{:>6}{:>10}{:>8}{:>11}{:>11}{:>14}  {}".format(*heads))
     for row in rows:
         why = f"refused: {', '.join(row['refused'])}" if row["rounds_ok"] < rounds else ""
         print(
-            f"  {row['protocol']:<9}{row['dropout']:>6.0%}{row['accuracy']:>10.4f}"
+            f"  {row['protocol']:<13}{row['dropout']:>6.0%}{row['accuracy']:>10.4f}"
             f"{row['rounds_ok']:>5}/{rounds:<2}"
             f"{sum(row['bytes_up'].values()):>9,} B{sum(row['bytes_down'].values()):>9,} B"
             f"{1e3 * row['seconds_per_round']:>11.1f} ms  {why}".rstrip()
@@ -492,18 +529,11 @@ def main(arguments=None):
     data = digits.split_digits(options.clients, np.random.default_rng(options.seed))
     definition, params = digits.make_model(options.seed)
     try:
-        plan = fa.plan_round(
-            params,
-            num_clients=options.clients,
-            clip=digits.CLIP,
-            bits=BITS,
-            max_weight=min(digits.MAX_WEIGHT, int(data[2].max())),
-            dropout=PLANNED,
-            collusion=COLLUSION,
-        )
+        plans = make_plans(params, options.clients, min(digits.MAX_WEIGHT, int(data[2].max())))
     except ValueError as problem:
         parser.error(str(problem))
-    log(str(plan))
+    plan, coded = plans
+    log(f"{plan}\n\nLightSecAgg:\n{coded}\n")
     seed = fa.fixed_seed(options.seed)
     sessions = jax.jit(
         lambda r: fa.simulated_session(seed, num_clients=plan.num_clients, round_id=r)
@@ -514,7 +544,7 @@ def main(arguments=None):
     log("compiling the rounds (a minute on a slow machine) ...")
     began = time.perf_counter()
     protocols, steps, transcripts = make_programs(
-        names, plan, data[2], params, updates, session, story
+        names, plans, data[2], params, updates, session, story
     )
     log(f"compiled in {time.perf_counter() - began:.1f} s")
 
