@@ -147,6 +147,45 @@ class HalfTheKey(Revealing):
         return secret.at[4:].set(np.uint32(0))
 
 
+class HalfOfTheChannel(Revealing):
+    """What no upload depends on, a message before it, is made of half of the key."""
+
+    def prepare(self, num_clients):
+        def advertise(private, inbox, ctx):
+            return private, scrambled(private.at[4:].set(np.uint32(0)), 8)
+
+        return (fa.Exchange("advertise", advertise, lambda outboxes, sent, ctx: None),)
+
+    def cost(self, length, num_clients, dropped=0):
+        up = {**super().cost(length, num_clients).bytes_up, "advertise": 32}
+        return Cost(up, dict.fromkeys(up, 0))
+
+
+class HalfWhereOneIsLost(HalfOfTheChannel):
+    """The mask of a client that sees another one missing is made of half of the key."""
+
+    def prepare(self, num_clients):
+        def advertise(private, inbox, ctx):
+            return private, scrambled(private, 8)
+
+        def publish(outboxes, sent, ctx):
+            return sent
+
+        return (fa.Exchange("advertise", advertise, lambda outboxes, sent, ctx: None, publish),)
+
+    def used(self, private, ctx):
+        return jnp.where(jnp.all(ctx.board), private, private.at[4:].set(np.uint32(0)))
+
+    def protect(self, words, private, ctx):
+        return super().protect(words, self.used(private, ctx), ctx)
+
+    def respond(self, num_clients):
+        def reveal(private, inbox, ctx):
+            return private, self.used(private, ctx)
+
+        return (fa.Exchange("unmask", reveal, lambda outboxes, sent, ctx: None),)
+
+
 class PublicKey(Revealing):
     """Masks that everybody can compute."""
 
@@ -347,6 +386,15 @@ WRONG_PROTOCOLS = [
     (Narrow(), "uniformity: byte . of upload.words is .* standard errors from uniform"),
     (ShortSeed(), "uniformity: .* occur again among .* rows of masks"),
     (HalfTheKey(), "uniformity: only 128 of the 256 bits of a client's secret change half"),
+    (
+        HalfOfTheChannel(),
+        "uniformity: only 128 of the 256 bits of a client's secret change half of advertise with",
+    ),
+    (
+        HalfWhereOneIsLost(),
+        "uniformity: only 128 of the 256 bits of a client's secret change half of upload.words "
+        "with client 1 lost at advertise",
+    ),
     (PublicKey(), "uniformity: no bit of any key of the session changes an upload"),
     (Chatty(), r"uniformity: .* \d+ rows of advertise\['id'\]|byte . of advertise\['id'\]"),
     (OutOfTheGroup(), "uniformity: upload.words holds words outside the group of 20 bits"),

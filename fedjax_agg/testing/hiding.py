@@ -12,7 +12,7 @@ _UNIFORM = "uniformity"
 
 
 def check_hiding(setting: Setting, seen: ServerView, revealed: tuple[str, ...]) -> np.ndarray:
-    """Asserts that messages look uniform and that masks depend on every bit of the keys.
+    """Asserts that messages look uniform and depend on every bit of the keys they are made of.
 
     Args:
         setting: the protocol and its rounds.
@@ -39,7 +39,7 @@ from uniform, where 5.2 are allowed
         # Where two clients have one mask and no other, one is the negative of the other.
         masks = np.concatenate([masks, setting.difference(np.zeros_like(masks), masks)])
     check_repeats(setting, masks, "masks and their negatives", setting.protocol.group.bits)
-    _check_keys(setting, seen, setting.draw(nobody_lost[:1]))
+    _check_keys(setting, seen, revealed)
     return masks[: _SESSIONS * setting.n]
 
 
@@ -76,22 +76,28 @@ def check_repeats(setting: Setting, rows: np.ndarray, name: str, bits: int) -> N
         fail(setting.protocol, _UNIFORM, f"{text} of {name}")
 
 
-def _check_messages(setting, server, public, revealed) -> None:
-    """Whatever is made of unsigned integers, in an outbox or on the board, is uniform."""
+def _uniform_words(setting, server, public, revealed) -> dict[str, tuple[np.ndarray, int]]:
+    """What is to look uniform, and its bits: unsigned integers in outboxes and on the board."""
     sent = {stage: mail.outboxes for stage, mail in server.items() if stage not in revealed}
-    errors = {}
+    found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path({**sent, "board": public.board}):
-        if leaf.dtype.kind != "u":
-            continue
-        stage, inside = path[0].key, jax.tree_util.keystr(path[1:])
-        upload = stage == "upload"
-        bits = setting.protocol.group.bits if upload else 8 * leaf.dtype.itemsize
-        if np.any(leaf.astype(np.uint64) >> np.uint64(bits)):
-            text = f"{stage}{inside} holds words outside the group of {bits} bits"
+        if leaf.dtype.kind == "u":
+            stage, inside = path[0].key, jax.tree_util.keystr(path[1:])
+            in_group = stage == "upload"
+            bits = setting.protocol.group.bits if in_group else 8 * leaf.dtype.itemsize
+            found[stage + inside] = leaf, bits
+    return found
+
+
+def _check_messages(setting, server, public, revealed) -> None:
+    errors = {}
+    for name, (words, bits) in _uniform_words(setting, server, public, revealed).items():
+        if np.any(words.astype(np.uint64) >> np.uint64(bits)):
+            text = f"{name} holds words outside the group of {bits} bits"
             fail(setting.protocol, _UNIFORM, text)
-        errors[stage + inside] = uniformity.byte_errors(leaf, bits)
-        if not upload:
-            check_repeats(setting, leaf.reshape(len(leaf), -1), stage + inside, bits)
+        errors[name] = uniformity.byte_errors(words, bits)
+        if not name.startswith("upload"):
+            check_repeats(setting, words.reshape(len(words), -1), name, bits)
     bound = uniformity.limit(sum(found.size for found in errors.values()))
     for name, found in errors.items():
         worst = int(np.argmax(np.abs(found)))
@@ -100,9 +106,26 @@ def _check_messages(setting, server, public, revealed) -> None:
             fail(setting.protocol, _UNIFORM, f"{text}, where {bound:.1f} are allowed")
 
 
-def _check_keys(setting: Setting, seen: ServerView, rounds: Rounds) -> None:
-    """Every bit of every key that masks are made of changes about half of a mask."""
-    client, kinds = setting.n // 2, rounds.session.agreement.shape[2]
+def _check_keys(setting: Setting, seen: ServerView, revealed: tuple[str, ...]) -> None:
+    """What depends on a key depends on every bit of it, and an upload does on some key.
+
+    In a round of everybody that goes for all messages: the keys of channels are in no upload.
+    Other keys may serve only where a client is missing, so it goes for uploads again where the
+    first client is lost, at each stage before them.
+    """
+    upload = setting.stages.index("upload")
+    lost = np.full((1 + upload, setting.n), len(setting.stages))
+    lost[1:, 0] = range(upload)
+    if not _check_flips(setting, seen, lost[0], revealed):
+        fail(setting.protocol, _UNIFORM, "no bit of any key of the session changes an upload")
+    for pattern in lost[1:]:
+        _check_flips(setting, seen, pattern, revealed, only="upload")
+
+
+def _check_flips(setting, seen, lost, revealed, only="") -> bool:
+    """Flips every bit of every root of a client's keys; whether any of them changed an upload."""
+    client, rounds = setting.n // 2, setting.draw(lost[None])
+    kinds = rounds.session.agreement.shape[2]
     roots = ["a client's secret", *(f"handle {kind} of the agreement" for kind in range(kinds))]
     rounds = jax.tree.map(lambda x: np.repeat(x, 1 + 256 * len(roots), axis=0), rounds)
     bit = np.arange(256)
@@ -112,14 +135,25 @@ def _check_keys(setting: Setting, seen: ServerView, rounds: Rounds) -> None:
     for kind in range(kinds):
         begin = 257 + 256 * kind
         rounds.session.agreement[begin : begin + 256, :, kind] ^= flips[:, None]
-    uploads = seen.of(rounds)[0]["upload"].outboxes.words[:, client]
-    trials = uploads.shape[1] * setting.protocol.group.bits
-    changed = np.sum(np.bitwise_count(uploads[1:] ^ uploads[0]), axis=1, dtype=np.int64)
-    changed = changed.reshape(len(roots), 256)
-    half = np.abs(2 * changed - trials) < uniformity.limit(changed.size) * np.sqrt(trials)
-    if not np.any(changed):
-        fail(setting.protocol, _UNIFORM, "no bit of any key of the session changes an upload")
-    for root, number, good in zip(roots, changed, np.sum(half, axis=1)):
-        if np.any(number) and good < 256:
-            text = f"only {good} of the 256 bits of {root} change half of an upload"
-            fail(setting.protocol, _UNIFORM, text)
+    server, public = seen.of(rounds)
+    words = _uniform_words(setting, server, public, revealed)
+    words = {name: found for name, found in words.items() if name.startswith(only)}
+    bound = uniformity.limit(256 * len(roots) * len(words) * len(setting.stages))
+    masked = False
+    for name, (values, bits) in words.items():
+        of_client = values.shape[1:2] == (setting.n,)
+        for i, root in enumerate(roots):
+            # On a graph that depends on all keys, others may have new neighbours for another
+            # secret: what shows is whether its own words are new.
+            some = values[:, client] if of_client and i == 0 else values
+            some = some.reshape(len(some), -1)
+            changed = np.bitwise_count(some[1 + 256 * i :][:256] ^ some[0])
+            # Of the words that depend on this root at all.
+            changed = changed[:, np.any(changed, axis=0)]
+            trials, count = changed.shape[1] * bits, np.sum(changed, axis=1, dtype=np.int64)
+            good = np.sum(np.abs(2 * count - trials) <= bound * np.sqrt(trials))
+            if good < 256:
+                text = f"only {good} of the 256 bits of {root} change half of {name}"
+                fail(setting.protocol, _UNIFORM, f"{text} {setting.lost(rounds.alive[0])}")
+            masked |= name.startswith("upload") and trials > 0
+    return masked
