@@ -21,9 +21,11 @@ import fedjax_agg as fa
 from fedjax_agg import _group_mask, blind_round
 from fedjax_agg.budget import blind_shift
 from fedjax_agg.group_key import GroupKeys
+from fedjax_agg.protocols import secagg
 from fedjax_agg.session import context_hash
 from fedjax_agg.symmetric.chacha20 import keystream
 from fedjax_agg.symmetric.homomorphic_mac import TAG_WORDS
+from fedjax_agg.wire import Mail
 from tests.protocols import rounds
 
 SEED = fa.fixed_seed(1)
@@ -302,26 +304,36 @@ N, PROTOCOL = 4, fa.SecAgg(threshold=2)
 
 
 @functools.cache
-def kept_round():
-    """One blind round over SecAgg, in which the third of four clients is lost, as it is kept."""
+def blind_program(protocol):
+    run = functools.partial(blind_round.blind_transcript, codec=EXACT, protocol=protocol)
+
+    def play(updates, session, group, alive):
+        return run(updates, session, group, participation=fa.Participation(alive))
+
+    return jax.jit(play, compiler_options=rounds.QUICKLY)
+
+
+@functools.cache
+def kept_round(lost=((3, "upload"),), protocol=PROTOCOL):
+    """A blind round over SecAgg as it is kept, the group's keys, and the sum of the survivors."""
     session, group = cohort(N)
-    updates = jnp.asarray(integers(N, 24), jnp.float32)
-    alive = jnp.arange(N) != 2
-    run = functools.partial(blind_round.blind_transcript, codec=EXACT, protocol=PROTOCOL)
-    run = jax.jit(run, compiler_options=rounds.QUICKLY)
-    kept = run(updates, session, group, participation=alive)
-    return kept, group, integers(N, 24)[np.asarray(alive)].sum(axis=0)
+    numbers = integers(N, 24)
+    alive = rounds.alive_until(lost, N)
+    kept = blind_program(protocol)(jnp.asarray(numbers, jnp.float32), session, group, alive)
+    return kept, group, numbers[np.asarray(kept.public.survivors)].sum(axis=0)
 
 
-def asked(stage, private, kept, survivors, client):
+def row(tree, client):
+    return jax.tree.map(lambda x: x[client - 1], tree)
+
+
+def asked(stage, private, kept, survivors, client, inboxes=None, protocol=PROTOCOL):
     """One client is asked about a set of survivors, in a stage after the uploads."""
-
-    def row(tree):
-        return jax.tree.map(lambda x: x[client - 1], tree)
-
-    inbox = row(kept.stages["attest"].inboxes) if stage == "unmask" else None
+    inboxes = inboxes or kept.stages["attest"].inboxes
+    inbox = row(inboxes, client) if stage == "unmask" else None
     ctx = kept.public._replace(client=jnp.uint32(client), survivors=jnp.array(survivors))
-    return rounds.client_stage(stage, PROTOCOL)(private or row(kept.private), inbox, ctx)
+    private = private or row(kept.private, client)
+    return rounds.client_stage(stage, protocol)(private, inbox, ctx)
 
 
 @pytest.mark.slow
@@ -340,6 +352,101 @@ def test_the_consistency_round_answers_one_set_only():
                 if stage == "unmask":
                     assert not outbox.sent.any()
                     assert not outbox.shares.any()
+
+
+# The server of a split view tells clients 1 and 2 of everybody, and 3 that 1 is lost. 4 is corrupt.
+VICTIM, CORRUPT = 1, 4
+SETS = np.array([[True, True, True, True], [False, True, True, True]])
+TOLD = ((1, 2, CORRUPT), (3, CORRUPT))
+
+
+def faces(protocol, kept):
+    """What each client reveals of those who were told each set: [{client: shares}, ...]."""
+    found, refused = [], set()
+    for survivors, told in zip(SETS, TOLD):
+        words = [asked("attest", None, kept, survivors, client) for client in range(1, N + 1)]
+        outboxes = jax.tree.map(lambda *rows: jnp.stack(rows), *(outbox for _, outbox in words))
+        inboxes = PROTOCOL.respond(N)[0].server(
+            outboxes, np.isin(np.arange(1, N + 1), told), kept.public
+        )
+        answers = {}
+        for client in told:
+            # Who is corrupt reveals whatever it holds.
+            here = dataclasses.replace(protocol, consistency=False) if client == CORRUPT else protocol
+            private = words[client - 1][0] if here.consistency else None
+            state, answers[client] = asked(
+                "unmask", private, kept, survivors, client, inboxes, protocol=here
+            )
+            refused |= {rule for rule, flag in zip(secagg.RULES, state.refusals.broken) if flag}
+        found.append(answers)
+    return found, refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consistency", [False, True])
+def test_a_split_view_of_the_survivors_takes_the_group_mask_off(consistency):
+    """Red: without attestations the server recovers both sums, and 3 Z - 4 Z' is free of g.
+
+    Green: with them client 3 reveals nothing, and there is one sum under g.
+    """
+    kept, _, _ = kept_round(())
+    answers, refused = faces(dataclasses.replace(PROTOCOL, consistency=consistency), kept)
+    assert refused == ({"few-attestations"} if consistency else set())
+    view, totals = kept.view(server=True), []
+    of_victim = view.public.board.neighbours == VICTIM - 1
+    for i, survivors in enumerate(SETS):
+        # On all but the victim both sets agree, and so do the shares of them.
+        rows = [(answers[i] | answers[1 - i])[client] for client in range(1, N + 1)]
+        other = np.array([client not in TOLD[i] for client in range(1, N + 1)])
+        shares = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+        shares = shares._replace(sent=shares.sent & ~(of_victim & other[:, None]))
+        uploads = view.server["upload"].outboxes.words[survivors].sum(axis=0, dtype=np.uint32)
+        mail = {"share": view.server["share"], "unmask": Mail(shares, jnp.any(shares.sent, axis=1))}
+        public = view.public._replace(survivors=jnp.asarray(survivors))
+        totals.append(rounds.recover(PROTOCOL)(uploads, mail, public))
+    assert [bool(total.ok) for total in totals] == [True, not consistency]
+    z, z_ = (np.asarray(total.words[:24]).astype(np.int64) for total in totals)
+    x, x_ = (integers(N, 24)[survivors].sum(axis=0) for survivors in SETS)
+    agree = (3 * z - 4 * z_) % 2**32 == (4 * (3 * x - 4 * x_)) % 2**32  # 2^v = 4
+    assert agree.all() == agree.any() == (not consistency)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("threshold", "broken"), [(1, True), (2, False)])
+def test_two_lists_of_keys_are_two_cohorts_under_one_group_mask(threshold, broken):
+    """Clients 1 and 2 are shown no keys but each other's, and so are 3 and 4; all attest.
+
+    Red: where t is not above half of the neighbours each pair goes on alone, and Z - Z' is free
+    of g. Green: above it nobody shares anything.
+    """
+    apart = [((3, "advertise"), (4, "advertise")), ((1, "advertise"), (2, "advertise"))]
+    kept = [kept_round(lost, fa.SecAgg(threshold))[0] for lost in apart]
+    z, z_ = (one.view(server=True).total.words[:24] for one in kept)
+    x, x_ = (integers(N, 24)[pair].sum(axis=0) for pair in ([0, 1], [2, 3]))
+    agree = np.asarray(z - z_).astype(np.int64) == (4 * (x - x_)) % 2**32
+    assert agree.all() == agree.any() == broken
+    for one in kept:
+        refused = {rule: int(count) for rule, count in one.report.refusals.items() if count}
+        assert refused == ({} if broken else {"few-keys": 2})
+
+
+@pytest.mark.slow
+def test_clients_that_were_shown_other_lists_open_nothing_of_each_other():
+    """Client 2 saw the keys of all, client 1 a list without those of 4: so no cohort has both."""
+    (kept, _, _), (other, _, _) = kept_round(()), kept_round(((4, "advertise"),))
+    board = kept.public.board
+    private = row(kept.private, 2)
+    private = private._replace(
+        shares=jnp.zeros_like(private.shares), present=board.present[board.neighbours[1]]
+    )
+    slot = board.neighbours[1].tolist().index(0)
+    here, there = (row(one.stages["share"].inboxes, 2) for one in (kept, other))
+    swapped = jax.tree.map(lambda x, y: x.at[slot].set(y[slot]), here.sealed, there.sealed)
+    ctx = kept.public._replace(client=jnp.uint32(2))
+    for sealed, refused in ((here.sealed, set()), (swapped, {"sealed-share"})):
+        state = rounds.client_stage("receive")(private, here._replace(sealed=sealed), ctx)
+        found = {rule for rule, flag in zip(secagg.RULES, state.refusals.broken) if flag}
+        assert found == refused
 
 
 SERVER = """

@@ -527,15 +527,44 @@ def test_eager_calls_compile_once(caplog):
     assert compilations(caplog, lambda: call(1, fa.Plain(), max_levels=999)) != []
 
 
-def program_size(protocol, n, d, weighted=True):
+def traced_round(protocol, n, d, weighted=True):
     session = jax.eval_shape(
         functools.partial(fa.simulated_session, num_clients=n), fa.fixed_seed(0)
     )
     run = round_of(fa.secure_mean, protocol, weighted)
     alive = jax.ShapeDtypeStruct((n,), jnp.bool_)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(n, d), (n,), (), ()]]
-    arguments = (shapes[0], session, *shapes[1:], alive)
-    return sum(1 for _ in taint.equations(jax.make_jaxpr(run)(*arguments)))
+    return jax.jit(run).trace(shapes[0], session, *shapes[1:], alive)
+
+
+def equations(traced):
+    return sum(1 for _ in taint.equations(traced.jaxpr))
+
+
+def program_size(*arguments, **options):
+    return equations(traced_round(*arguments, **options))
+
+
+def what_is_compiled(traced):
+    """How many functions and how many lines the compiler is given, before it does anything."""
+    text = traced.lower().as_text()
+    return text.count("func.func"), len(text.splitlines())
+
+
+def test_as_much_is_compiled_for_a_hundred_clients_as_for_eight():
+    """Time to compile cannot grow unseen. The few functions more are copies for another shape, of
+    arrays that have one shape in a small cohort; from 56 clients on there are no more."""
+    few, many = (traced_round(fa.SecAgg(), n, 5) for n in (8, 104))
+    assert equations(few) == equations(many)
+    for small, large in zip(what_is_compiled(few), what_is_compiled(many)):
+        assert large < 1.05 * small
+
+    def one_by_one(rows):  # the control
+        return sum(jax.jit(jnp.sin)(row) for row in rows)
+
+    few, many = (jax.jit(one_by_one).trace(jnp.zeros((n, 5))) for n in (8, 104))
+    assert equations(many) > 5 * equations(few)
+    assert what_is_compiled(many)[1] > 5 * what_is_compiled(few)[1]
 
 
 @pytest.mark.slow

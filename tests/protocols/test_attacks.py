@@ -303,6 +303,95 @@ def test_regions_of_a_sparse_graph_may_answer_two_sets_and_no_update_is_opened()
         assert sum(of_seed) < t or len(of_seed) - sum(of_seed) < t
 
 
+@functools.cache
+def stage_of_all(stage, protocol):
+    """One client's part of a stage, for all of them: each is asked about a set of its own."""
+    run = rounds.eager_stage(stage, protocol)
+
+    def asked(private, inbox, client, survivors, public):
+        return run(private, inbox, public._replace(client=client, survivors=survivors))
+
+    each = jax.vmap(asked, (0, 0, 0, 0, None))
+    return jax.jit(each, compiler_options=rounds.QUICKLY)
+
+
+def answers_of_all(protocol, kept, sets, told, corrupt):
+    """What all clients reveal, who were told one set or the other; the corrupt attest both."""
+    n, public = len(told), kept.public
+    clients = np.arange(1, n + 1, dtype=np.uint32)
+    faces = []
+    for number in (0, 1):
+        named = np.broadcast_to(sets[number], (n, n))
+        private, outboxes = stage_of_all("attest", protocol)(
+            kept.private, None, clients, named, public
+        )
+        words = (told == number) | np.isin(clients, list(corrupt))
+        faces.append((private, protocol.respond(n)[0].server(outboxes, words, public)))
+
+    def as_told(one, other):
+        return np.where(told.reshape(-1, *[1] * (one.ndim - 1)), other, one)
+
+    private, inboxes = jax.tree.map(as_told, *faces)
+    return stage_of_all("unmask", protocol)(private, inboxes, clients, sets[told], public)
+
+
+@functools.cache
+def round_of_many(protocol, n):
+    """A round of n clients, all of whom stay, what the server sees of it, and their words."""
+    case = Case(
+        rounds.session(0, n, contexts=None),
+        rounds.integers(0, n),
+        rounds.alive_until(num_clients=n),
+    )
+    run = functools.partial(fa.transcript, codec=rounds.CODEC, protocol=protocol)
+    kept = jax.jit(run, compiler_options=rounds.QUICKLY)(
+        np.float32(case.integers / LEVELS), case.session
+    )
+    kept = jax.tree.map(np.asarray, kept)
+    view = rounds.server_view(kept, protocol.threshold, degree=protocol.degree)
+    return kept, view, case.words
+
+
+@pytest.mark.parametrize(
+    ("k", "t", "corrupt_fraction", "broken"),
+    [(72, 24, 0, True), (52, 37, 0.05, False), (52, 37, 0.2, False)],
+)
+def test_two_sets_of_survivors_with_the_parameters_of_production(k, t, corrupt_fraction, broken):
+    """Half of 150 clients hear that the victim is lost, and every one of them attests and checks.
+
+    With 72/24, for a server that follows the protocol, no client refuses, and without any that is
+    corrupt the victim is opened. With 52/37 most refuse, and of the victim the server has too few
+    shares of either secret.
+    """
+    n, rng = 150, np.random.default_rng(k)
+    protocol = fa.SecAgg(t, degree=k)
+    kept, view, words = round_of_many(protocol, n)
+    assert kept.total.ok  # The control: they do answer about one set.
+    corrupt = set((2 + rng.permutation(n - 1)[: int(corrupt_fraction * n)]).tolist())
+    told, sets = rng.integers(2, size=n), np.ones((2, n), bool)
+    told[VICTIM - 1] = 0
+    sets[1, VICTIM - 1] = False
+    clients, outboxes = answers_of_all(protocol, kept, sets, told, corrupt)
+
+    honest = np.array([u - 1 for u in view.neighbours if u not in corrupt])
+    refused = np.asarray(clients.refusals.broken)[honest]
+    assert {RULES[i] for i in np.flatnonzero(refused.any(axis=0))} == (
+        set() if broken else {"few-attestations"}
+    )
+    assert (refused.any(axis=1).mean() > 0.5) == (not broken)
+    found = {}, {}  # of the self seed, of the recovery secret
+    for holder in view.neighbours[VICTIM]:
+        slot, x = view.neighbours[holder].index(VICTIM), point(view, VICTIM, holder)
+        if holder in corrupt:
+            for shares, share in zip(found, held_shares(kept, holder, VICTIM)):
+                shares[x] = share
+        elif outboxes.sent[holder - 1, slot]:
+            found[told[holder - 1]][x] = [int(word) for word in outboxes.shares[holder - 1, slot]]
+    assert [len(shares) >= t for shares in found] == [broken, broken]
+    guess = open_update(view, *map(rebuilt, found))
+    assert opened(guess, words[VICTIM - 1].tolist()) == broken
+
+
 def answers_to_two_sets(neighbours, told, corrupt, threshold):
     """Who answers when each client was told one of two sets, by who attests which."""
     answering = set()
@@ -610,6 +699,38 @@ def test_a_share_that_does_not_fit(spare, by):
         # where one element changes, and nothing tells that it is another one.
         assert total.ok
         assert not opened(total.words.tolist(), right.total)
+
+
+@pytest.mark.parametrize("by", [1, 2**20, reference.PRIME - 1])
+def test_of_t_answers_a_wrong_one_about_a_lost_client_is_noticed(by):
+    """Whatever t shares give is some secret, but only one fits the key that was advertised.
+
+    Client 3 is lost before its upload, and two of its holders answer about it, as many as t.
+    """
+    setting = reference.Setting.of_seed(bytes(32), 5, 7, threshold=2)
+    inputs, lost = reference.inputs_of(5, rounds.LENGTH, LEVELS), 3
+    right = reference.run(setting, inputs, {lost: "upload", 5: "unmask"})
+    answers = {pair: share for pair, share in right.revealed.items() if pair != (4, lost)}
+    right = right._replace(revealed=answers)
+    assert len(shares_of(right, lost)) == setting.threshold
+    total, suspects = recover_five(right)
+    assert total.ok
+    assert total.words.tolist() == right.total
+    assert suspects == []
+
+    wrong = changed_share(right, 2, lost, by)
+    secret = reference.rebuild(shares_of(wrong, lost), setting.threshold)
+    assert secret is not None
+    total, suspects = recover_five(wrong)
+    assert not total.ok
+    assert not total.words.any()
+    assert suspects == []
+    # The control: it is by that key alone. Had the client advertised another, the sum is garbage.
+    channel, _ = wrong.advertised[lost]
+    advertised = wrong.advertised | {lost: (channel, reference.public_key(secret))}
+    total, _ = recover_five(wrong._replace(advertised=advertised))
+    assert total.ok
+    assert not opened(total.words.tolist(), right.total)
 
 
 def test_one_client_destroys_the_sum_unnoticed():

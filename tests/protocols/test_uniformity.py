@@ -21,6 +21,7 @@ import fedjax_agg as fa
 from fedjax_agg import rounding
 from fedjax_agg.arithmetic import Ring
 from fedjax_agg.participation import STAGES
+from fedjax_agg.protocols import _channels
 from fedjax_agg.protocols.secagg import Client
 from fedjax_agg.protocols.secagg import _keys as secagg_keys
 from fedjax_agg.sharing import graph
@@ -628,8 +629,8 @@ def test_no_key_and_nonce_occur_twice(monkeypatch):
     """In the complete log of three rounds of six clients and of a second run beside it, where in
     each round another client is lost before its upload.
 
-    Controls: a round that is run again under its number, one key for both directions of a
-    channel, and a key that serves two uses.
+    Controls: a session that serves a second round, in which another client is lost, and logs in
+    which one key is for both directions of a channel or serves two uses.
     """
     cipher, log = CipherLog(monkeypatch), []
     for run in range(2):
@@ -660,7 +661,10 @@ def test_no_key_and_nonce_occur_twice(monkeypatch):
         # itself and its neighbours, which it computes and never sends.
         assert collections.Counter(map(bool, masks)) == {False: EDGES + CLIENTS - 5, True: 5}
 
-    assert "two rounds" in repeats([*log, log[0]])
+    session = fa.simulated_session(fa.fixed_seed(0), num_clients=CLIENTS, round_id=0)
+    again = cipher.record(session, everybody(CLIENTS))
+    assert repeats([again]) == set()
+    assert "two rounds" in repeats([*log, again])
     assert "mask: 4 times" in repeats([log[0] + log[0]])
     seals = sorted({stream for use, stream, _ in log[0] if use == "seal" and stream[2] == 0})
     shared = {stream: seals[i - i % 2] for i, stream in enumerate(seals)}
@@ -668,6 +672,22 @@ def test_no_key_and_nonce_occur_twice(monkeypatch):
     assert "seal: 4 times" in repeats([one_key])
     masks = [stream for use, stream, _ in log[0] if use == "mask"]
     assert repeats([[*log[0], ("seal", masks[0], 1)]]) == {"two uses: ['mask', 'seal']"}
+
+
+def test_the_log_tells_a_wrong_derivation_of_keys(monkeypatch):
+    """The mutants: channels whose labels leave the direction out, and one label for two secrets."""
+    directed = _channels.channel_keys
+
+    def undirected(channel, peers, session_id, ctx):
+        nobody = jnp.uint32(0)
+        return directed(channel, peers * nobody, session_id, ctx._replace(client=nobody))
+
+    monkeypatch.setattr(_channels, "channel_keys", undirected)
+    monkeypatch.setattr(key_schedule, "SHARING", key_schedule.RECOVERY_SECRET)
+    session = fa.simulated_session(fa.fixed_seed(0), num_clients=CLIENTS)
+    cipher = CipherLog(monkeypatch)
+    found = repeats([cipher.record(session, everybody(CLIENTS))])
+    assert found == {"seal: 4 times", "two uses: ['coefficients', 'pad']"}
 
 
 def test_purposes_never_share_a_key(runs):
