@@ -314,11 +314,11 @@ def blind_program(protocol):
 
 
 @functools.cache
-def kept_round(lost=((3, "upload"),), protocol=PROTOCOL):
+def kept_round(lost=((3, "upload"),), protocol=PROTOCOL, n=N):
     """A blind round over SecAgg as it is kept, the group's keys, and the sum of the survivors."""
-    session, group = cohort(N)
-    numbers = integers(N, 24)
-    alive = rounds.alive_until(lost, N)
+    session, group = cohort(n)
+    numbers = integers(n, 24)
+    alive = rounds.alive_until(lost, n)
     kept = blind_program(protocol)(jnp.asarray(numbers, jnp.float32), session, group, alive)
     return kept, group, numbers[np.asarray(kept.public.survivors)].sum(axis=0)
 
@@ -354,61 +354,79 @@ def test_the_consistency_round_answers_one_set_only():
                     assert not outbox.shares.any()
 
 
-# The server of a split view tells clients 1 and 2 of everybody, and 3 that 1 is lost. 4 is corrupt.
-VICTIM, CORRUPT = 1, 4
-SETS = np.array([[True, True, True, True], [False, True, True, True]])
-TOLD = ((1, 2, CORRUPT), (3, CORRUPT))
+def broken_rules(state):
+    return {rule for rule, flag in zip(secagg.RULES, state.refusals.broken) if flag}
 
 
-def faces(protocol, kept):
-    """What each client reveals of those who were told each set: [{client: shares}, ...]."""
-    found, refused = [], set()
-    for survivors, told in zip(SETS, TOLD):
-        words = [asked("attest", None, kept, survivors, client) for client in range(1, N + 1)]
-        outboxes = jax.tree.map(lambda *rows: jnp.stack(rows), *(outbox for _, outbox in words))
-        inboxes = PROTOCOL.respond(N)[0].server(
-            outboxes, np.isin(np.arange(1, N + 1), told), kept.public
-        )
-        answers = {}
-        for client in told:
-            # Who is corrupt reveals whatever it holds.
-            here = dataclasses.replace(protocol, consistency=False) if client == CORRUPT else protocol
-            private = words[client - 1][0] if here.consistency else None
-            state, answers[client] = asked(
-                "unmask", private, kept, survivors, client, inboxes, protocol=here
-            )
-            refused |= {rule for rule, flag in zip(secagg.RULES, state.refusals.broken) if flag}
-        found.append(answers)
-    return found, refused
+def counted(report):
+    return {rule: int(count) for rule, count in report.refusals.items() if count}
+
+
+def recovered(view, protocol, survivors, answers):
+    """What the server makes of these clients' uploads, and of answers {client: shares}."""
+    n = len(survivors)
+    nothing = jax.tree.map(jnp.zeros_like, next(iter(answers.values())))
+    rows = [answers.get(client, nothing) for client in range(1, n + 1)]
+    shares = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    mail = {"share": view.server["share"], "unmask": Mail(shares, jnp.any(shares.sent, axis=1))}
+    uploads = view.server["upload"].outboxes.words[survivors].sum(axis=0, dtype=np.uint32)
+    public = view.public._replace(survivors=jnp.asarray(survivors))
+    return rounds.recover(protocol)(uploads, mail, public)
+
+
+def free_of_the_mask(totals, sets):
+    """Whether |U'| Z - |U| Z' is that of the sums of the two sets: of all words, or of none."""
+    n = len(sets[0])
+    z, z_ = (np.asarray(total.words[:24]).astype(np.int64) for total in totals)
+    x, x_ = (integers(n, 24)[members].sum(axis=0) for members in sets)
+    u, u_ = (int(np.sum(members)) for members in sets)
+    agree = (u_ * z - u * z_) % 2**32 == 2 ** blind_shift(n) * (u_ * x - u * x_) % 2**32
+    assert agree.all() == agree.any()
+    return agree.all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("consistency", [False, True])
 def test_a_split_view_of_the_survivors_takes_the_group_mask_off(consistency):
-    """Red: without attestations the server recovers both sums, and 3 Z - 4 Z' is free of g.
+    """Clients 1, 2 and 3 of five hear of everybody, 4 and 5 that client 1 is lost. None is corrupt.
 
-    Green: with them client 3 reveals nothing, and there is one sum under g.
+    Red: without attestations the server recovers both sums, and 4 Z - 5 Z' is free of g.
+    Green: with them 4 and 5 find one attestation of their set, and there is one sum under g.
     """
-    kept, _, _ = kept_round(())
-    answers, refused = faces(dataclasses.replace(PROTOCOL, consistency=consistency), kept)
+    n, victim = 5, 1
+    kept, _, _ = kept_round((), n=n)
+    protocol = dataclasses.replace(PROTOCOL, consistency=consistency)
+    view, sets = kept.view(server=True), np.ones((2, n), bool)
+    sets[1, victim - 1] = False
+    told, answers, refused = ((1, 2, 3), (4, 5)), ({}, {}), set()
+    for survivors, clients, found in zip(sets, told, answers):
+        words = [asked("attest", None, kept, survivors, client) for client in range(1, n + 1)]
+        outboxes = jax.tree.map(lambda *rows: jnp.stack(rows), *(outbox for _, outbox in words))
+        sent = np.isin(np.arange(1, n + 1), clients)
+        inboxes = PROTOCOL.respond(n)[0].server(outboxes, sent, kept.public)
+        for client in clients:
+            private = words[client - 1][0] if consistency else None
+            arguments = private, kept, survivors, client, inboxes, protocol
+            state, found[client] = asked("unmask", *arguments)
+            refused |= broken_rules(state)
     assert refused == ({"few-attestations"} if consistency else set())
-    view, totals = kept.view(server=True), []
-    of_victim = view.public.board.neighbours == VICTIM - 1
-    for i, survivors in enumerate(SETS):
-        # On all but the victim both sets agree, and so do the shares of them.
-        rows = [(answers[i] | answers[1 - i])[client] for client in range(1, N + 1)]
-        other = np.array([client not in TOLD[i] for client in range(1, N + 1)])
-        shares = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-        shares = shares._replace(sent=shares.sent & ~(of_victim & other[:, None]))
-        uploads = view.server["upload"].outboxes.words[survivors].sum(axis=0, dtype=np.uint32)
-        mail = {"share": view.server["share"], "unmask": Mail(shares, jnp.any(shares.sent, axis=1))}
-        public = view.public._replace(survivors=jnp.asarray(survivors))
-        totals.append(rounds.recover(PROTOCOL)(uploads, mail, public))
+
+    def of_others(client, shares):
+        """Of all but the victim every client has revealed the same share."""
+        of_victim = view.public.board.neighbours[client - 1] == victim - 1
+        return shares._replace(sent=shares.sent & ~of_victim)
+
+    totals = [
+        recovered(
+            view,
+            PROTOCOL,
+            survivors,
+            own | {client: of_others(client, shares) for client, shares in other.items()},
+        )
+        for survivors, own, other in zip(sets, answers, answers[::-1])
+    ]
     assert [bool(total.ok) for total in totals] == [True, not consistency]
-    z, z_ = (np.asarray(total.words[:24]).astype(np.int64) for total in totals)
-    x, x_ = (integers(N, 24)[survivors].sum(axis=0) for survivors in SETS)
-    agree = (3 * z - 4 * z_) % 2**32 == (4 * (3 * x - 4 * x_)) % 2**32  # 2^v = 4
-    assert agree.all() == agree.any() == (not consistency)
+    assert free_of_the_mask(totals, sets) == (not consistency)
 
 
 @pytest.mark.slow
@@ -421,13 +439,34 @@ def test_two_lists_of_keys_are_two_cohorts_under_one_group_mask(threshold, broke
     """
     apart = [((3, "advertise"), (4, "advertise")), ((1, "advertise"), (2, "advertise"))]
     kept = [kept_round(lost, fa.SecAgg(threshold))[0] for lost in apart]
-    z, z_ = (one.view(server=True).total.words[:24] for one in kept)
-    x, x_ = (integers(N, 24)[pair].sum(axis=0) for pair in ([0, 1], [2, 3]))
-    agree = np.asarray(z - z_).astype(np.int64) == (4 * (x - x_)) % 2**32
-    assert agree.all() == agree.any() == broken
+    sets = np.array([[True, True, False, False], [False, False, True, True]])
+    assert free_of_the_mask([one.view(server=True).total for one in kept], sets) == broken
     for one in kept:
-        refused = {rule: int(count) for rule, count in one.report.refusals.items() if count}
-        assert refused == ({} if broken else {"few-keys": 2})
+        assert counted(one.report) == ({} if broken else {"few-keys": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("threshold", "broken"), [(2, True), (3, False)])
+def test_a_cut_of_a_sparse_graph_gives_two_sums_under_one_group_mask(threshold, broken):
+    """Of a ring of twelve two pairs are lost, and what is left are two arcs without a common mask.
+
+    Red: where t is half of the neighbours, an honest round has a sum for each arc. Green: above
+    half, who stands beside a gap refuses, and who waits for its word.
+    """
+    n, protocol = 12, fa.SecAgg(threshold, degree=4)
+    neighbours, order = kept_round((), protocol, n)[0].public.board.neighbours, [0]
+    while len(order) < n:  # Slot 0 is the next client on the ring.
+        order.append(int(neighbours[order[-1], 0]))
+    gaps = tuple((order[place] + 1, "upload") for place in (0, 1, 6, 7))
+    kept, _, _ = kept_round(gaps, protocol, n)
+    view, sets = kept.view(server=True), np.zeros((2, n), bool)
+    sets[0, order[2:6]] = sets[1, order[8:]] = True
+    answers = {u: row(view.server["unmask"].outboxes, u) for u in range(1, n + 1)}
+    totals = [recovered(view, protocol, arc, answers) for arc in sets]
+    assert [bool(total.ok) for total in totals] == [broken, broken]
+    assert free_of_the_mask(totals, sets) == broken
+    silent = {"few-survivors": 4, "few-attestations": 4}
+    assert counted(kept.report) == ({} if broken else silent)
 
 
 @pytest.mark.slow
@@ -445,8 +484,7 @@ def test_clients_that_were_shown_other_lists_open_nothing_of_each_other():
     ctx = kept.public._replace(client=jnp.uint32(2))
     for sealed, refused in ((here.sealed, set()), (swapped, {"sealed-share"})):
         state = rounds.client_stage("receive")(private, here._replace(sealed=sealed), ctx)
-        found = {rule for rule, flag in zip(secagg.RULES, state.refusals.broken) if flag}
-        assert found == refused
+        assert broken_rules(state) == refused
 
 
 SERVER = """
