@@ -29,7 +29,7 @@ class Setting(Roots):
         return self.survivors - self.privacy
 
     def advertised(self, keys: Mapping[int, bytes]) -> "Setting":
-        return self.seen(keys, 32, self.privacy, self.survivors, BITS)
+        return self.seen(keys, 32, self.privacy, self.survivors, BITS, True)
 
     def alpha(self, block: int) -> int:
         """The point of a block, counted from 0; that of a client is its id."""

@@ -172,7 +172,8 @@ class Setting(Roots):
     def advertised(self, keys: Mapping[int, tuple[bytes, bytes]]) -> "Setting":
         """The same, once all have seen both keys of all."""
         both = {client: b"".join(pair) for client, pair in keys.items()}
-        return self.seen(both, 64, self.k, self.threshold, self.bits)
+        numbers = self.k, self.threshold, self.bits, self.threshold + 1, self.consistency
+        return self.seen(both, 64, *numbers)
 
 
 class Keys(NamedTuple):

@@ -76,7 +76,14 @@ def test_known_sum_of_three_clients(monkeypatch):
     monkeypatch.setattr(_keys, "pair_keys", lambda shared, *parties: shared)
     # Of three clients one may be lost only if a single share rebuilds a secret.
     recover = jax.jit(lambda *messages: fa.SecAgg(1).recover(*messages))
-    setting = reference.Setting(1, 0, bytes(32), (b"",) * 3, (b"", b""), session_id=bytes(32))
+    setting = reference.Setting(
+        threshold=1,
+        round_id=0,
+        public_seed=bytes(32),
+        secrets=(b"",) * 3,
+        agreement=(b"", b""),
+        session_id=bytes(32),
+    )
     recovery = {u: bytes([32 + u]) * 32 for u in setting.clients}
     neighbours = reference.neighbours_on(reference.ring_order(setting), setting.k)
     pairs = [(u, v) for u, peers in neighbours.items() for v in peers]

@@ -144,7 +144,7 @@ class LightSecAgg(Protocol):
 
     def _session_id(self, keys: jax.Array, ctx: RoundContext) -> jax.Array:
         """What all later keys depend on: the public keys of all, and the configuration."""
-        numbers = (self.privacy, self.survivors, self.group.bits)
+        numbers = (self.privacy, self.survivors, self.group.bits, int(self.consistency))
         return graph.permutation_seed(ctx.public_seed, keys, numbers)
 
     def deal(

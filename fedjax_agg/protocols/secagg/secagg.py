@@ -153,6 +153,12 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
             return 2 * self.degree_of(num_clients) // 3 + 1
         return self.threshold
 
+    def least_of(self, num_clients: int) -> int:
+        """The least number of survivors to unmask, in a cohort of this size."""
+        if self.min_survivors is None:
+            return self.threshold_of(num_clients) + 1
+        return self.min_survivors
+
     def join(self, secret: jax.Array, ctx: RoundContext) -> Keys:
         """Four secrets of one client, independent of each other and of other rounds."""
         return join(secret, ctx)
@@ -171,7 +177,13 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
     def _session_id(self, keys: PublicKeys, ctx: RoundContext) -> jax.Array:
         """What all later keys depend on: the public keys of all, and the configuration."""
         n = keys.mask.shape[0]
-        numbers = (self.degree_of(n), self.threshold_of(n), self.group.bits)
+        numbers = (
+            self.degree_of(n),
+            self.threshold_of(n),
+            self.group.bits,
+            self.least_of(n),
+            int(self.consistency),
+        )
         key_list = jnp.concatenate([keys.channel, keys.mask], axis=1)
         return graph.permutation_seed(ctx.public_seed, key_list, numbers)
 
@@ -228,8 +240,7 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
     def respond(self, num_clients: int) -> tuple[Exchange, ...]:
         """*attest*, if ``consistency`` is on, and *unmask*."""
         threshold = self.threshold_of(num_clients)
-        least = threshold + 1 if self.min_survivors is None else self.min_survivors
-        numbers = {"threshold": threshold, "least": least}
+        numbers = {"threshold": threshold, "least": self.least_of(num_clients)}
 
         def attest(private, inbox, ctx):
             return client.attest(private, ctx, **numbers)
