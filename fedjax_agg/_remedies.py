@@ -144,8 +144,8 @@ REMEDIES = {
     "blinded-type": "pass what blind_mean(...) returned first",
     "refuse-own-keys": "the list of the server lacks this client's keys, has others, or has one "
     "key twice: share nothing, start a new round",
-    "refuse-invalid-key": "the list of the server gives a neighbour a public key of zeros: share "
-    "nothing, start a new round without that neighbour",
+    "refuse-invalid-key": "the list of the server gives a neighbour a public key of zeros, or one "
+    "whose secrets everybody knows: share nothing, start a new round without that neighbour",
     "refuse-graph": "the server named other neighbours than follow from the list of keys: share "
     "nothing, start a new round",
     "refuse-few-keys": "fewer neighbours than the threshold have advertised keys: share nothing, "

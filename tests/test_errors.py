@@ -76,7 +76,7 @@ def one_client():
     ctx = fa.RoundContext(
         jnp.uint32(0), words(8), jnp.uint32(1), board=board, survivors=jnp.ones(n, bool)
     )
-    board = board._replace(session_id=fa.SecAgg(threshold=2)._session_id(keys, ctx))
+    board = board._replace(session_id=fa.SecAgg(threshold=2)._session_id(keys, board.present, ctx))
     ctx = ctx._replace(board=board)
     secrets = (words(8), words(8), words(8), words(8))
     everybody, unbroken = jnp.ones(k, bool), Refusals.none(len(RULES))

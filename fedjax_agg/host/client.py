@@ -16,6 +16,7 @@ from fedjax_agg import _check
 from fedjax_agg._stages import Cohort, Static, uploader
 from fedjax_agg.host.keys import Identity, PublicIdentity, check_signatures, link_key, sign_keys
 from fedjax_agg.host.setting import Setting
+from fedjax_agg.participation import STAGES
 from fedjax_agg.session import RoundContext, Session
 from fedjax_agg.wire import KeyList, SignedKeys, Survivors, Upload, frame_bytes, pack, unpack
 from fedjax_agg.wire.packing import SERVER
@@ -56,7 +57,7 @@ class Link:
             ValueError: another frame than that.
             OSError: none within the time limit, or the server is gone.
         """
-        layout, limit = self.setting.layouts[kind], self.setting.time_limit
+        layout, limit = self.setting.layouts[kind], 3 * self.setting.time_limit
         frame, size, end = bytearray(), frame_bytes(layout), time.monotonic() + limit
         while len(frame) < size:
             try:
@@ -70,7 +71,7 @@ class Link:
             if not part:
                 raise ConnectionError(f"the server is gone before {kind}")
             frame += part
-        self.connection.settimeout(limit)
+        self.connection.settimeout(self.setting.time_limit)
         header = self.setting.header(kind, SERVER, self.own)
         return unpack(frame, layout, header, self.key)
 
@@ -106,8 +107,8 @@ def take_part(
         >>> take_part.__kwdefaults__
         {'lost_at': None}
     """
-    own = int(session.client_ids[0])
     protocol, n = setting.protocol, setting.num_clients
+    own = _check.integer_in("client-id", 1, n, client=int(session.client_ids[0]))
     key = link_key(identity, directory[SERVER], setting.session, setting.round_id, own)
     context = None if session.context is None else session.context[0]
     ctx = setting.context(session.key_exchange)._replace(
@@ -115,7 +116,8 @@ def take_part(
     )
 
     def answer(link, kind, message):
-        if kind == lost_at:
+        # A protocol need not have every stage.
+        if lost_at is not None and STAGES.index(kind) >= STAGES.index(lost_at):
             os.kill(os.getpid(), signal.SIGKILL)
         link.send(kind, message)
 
@@ -155,14 +157,8 @@ def take_part(
 
 def _read_keys(setting, directory, publish, key_list: KeyList, ctx: RoundContext) -> RoundContext:
     """The context with the board, once every key on the list is its owner's."""
-    check_signatures(
-        directory,
-        key_list.keys,
-        key_list.signatures,
-        key_list.present,
-        setting.session,
-        setting.round_id,
-    )
+    signed = key_list.keys, key_list.signatures, key_list.present
+    check_signatures(directory, *signed, setting.session, setting.round_id)
     return setting.with_board(publish(key_list.keys, key_list.present, ctx), ctx)
 
 

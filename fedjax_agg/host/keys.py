@@ -27,8 +27,9 @@ from fedjax_agg.session import Session, root_seed
 from fedjax_agg.sharing.agreement import KeyExchange
 from fedjax_agg.symmetric.key_schedule import WIRE_VERSION
 
-SIGNATURE_BYTES = 64
 _KEY_BYTES = 32
+# The order of the field of Curve25519.
+_PRIME = 2**255 - 19
 _PURPOSE = f"fedjax_agg/v{WIRE_VERSION}/"
 
 
@@ -46,8 +47,11 @@ class X25519(KeyExchange):
         else, as far as the gap Diffie-Hellman problem is hard on Curve25519 and HKDF-SHA256,
         through which every key of a pair passes, is a random oracle. A public key of low order
         gives the shared secret zero whatever the private key is: ``agree`` returns zeros, and
-        clients refuse them by the rule ``invalid-key``. **Not given**: whose a public key is,
-        which is what signatures of an ``Identity`` are for.
+        clients refuse them by the rule ``invalid-key``. So it does for a key of another form than
+        numbers below 2^255 - 19, which RFC 7748 would take for the same as one of that form.
+        **Not given**: whose a public key is, which is what signatures of an ``Identity`` are for;
+        that two keys of different bytes have different secrets, since points of low order may be
+        added to one. That is of no use: the ids of both ends, and the list, are in every key.
 
     Example:
         >>> import jax.numpy as jnp
@@ -212,6 +216,49 @@ def sign_keys(
     return np.frombuffer(identity.signing.sign(message), np.uint8)
 
 
+def valid_keys(
+    directory: Mapping[int, PublicIdentity],
+    keys: Any,
+    signatures: Any,
+    present: Any,
+    session: bytes,
+    round_id: int,
+) -> np.ndarray:
+    """Whose advertised keys are to be used: the server's check before it lists them.
+
+    Args:
+        directory: by id, the identities of all clients, from an authority and not the server.
+        keys: what all have advertised, a pytree of uint32[n, 8].
+        signatures: uint8[n, 64].
+        present: bool[n], who has advertised keys.
+        session: 32 bytes, the public seed of the round.
+        round_id: the number of the round.
+
+    Returns:
+        bool[n], who is present with keys that it has signed, that are valid, and that nobody with a
+        smaller id has too.
+
+    Example:
+        >>> import numpy as np
+        >>> one = Identity.from_seed(bytes(32))
+        >>> keys, present = np.full((1, 8), 9, np.uint32), np.ones(1, bool)
+        >>> signature = sign_keys(one, keys[0], bytes(32), 0, 1)
+        >>> valid_keys({1: one.public}, keys, signature[None], present, bytes(32), 0)
+        array([ True])
+    """
+    valid = np.zeros(len(present), np.bool_)
+    seen: set[tuple[int, bytes]] = set()
+    for row in np.flatnonzero(present):
+        own = [np.asarray(leaf[row], "<u4") for leaf in jax.tree.leaves(keys)]
+        signed = _is_signed(directory, own, signatures[row], session, round_id, int(row) + 1)
+        # Against any private key.
+        usable = all(_shared_secrets(np.ones(8, np.uint32), key).any() for key in own)
+        mine = {(exchange, key.tobytes()) for exchange, key in enumerate(own)}
+        valid[row] = signed and usable and not mine & seen
+        seen |= mine
+    return valid
+
+
 def check_signatures(
     directory: Mapping[int, PublicIdentity],
     keys: Any,
@@ -222,13 +269,15 @@ def check_signatures(
 ) -> None:
     """A client's check of the list of keys, before it has anything to do with them.
 
+    Whether keys are valid, no key is on the list twice, and its own is, the protocol checks.
+
     Args:
-        directory: by id, the identities of all clients, from an authority and not the server.
-        keys: what all have advertised, a pytree of uint32[n, ...].
-        signatures: uint8[n, 64].
-        present: bool[n], who has advertised keys.
-        session: 32 bytes, the public seed of the round.
-        round_id: the number of the round.
+        directory: as of ``valid_keys``.
+        keys: as of ``valid_keys``.
+        signatures: as of ``valid_keys``.
+        present: as of ``valid_keys``.
+        session: as of ``valid_keys``.
+        round_id: as of ``valid_keys``.
 
     Raises:
         ValueError: a key that is not signed by the client in whose row it stands, or of somebody
@@ -243,17 +292,12 @@ def check_signatures(
         True
     """
     for row in np.flatnonzero(present):
+        own = [leaf[row] for leaf in jax.tree.leaves(keys)]
         client = int(row) + 1
-        own = jax.tree.map(lambda x: x[row], keys)  # noqa: B023
-        try:
-            known = Ed25519PublicKey.from_public_bytes(directory[client].signing)
-            known.verify(
-                np.asarray(signatures[row]).tobytes(), _signed(own, session, round_id, client)
-            )
-        except (InvalidSignature, KeyError):
+        if not _is_signed(directory, own, signatures[row], session, round_id, client):
             raise _check.error(
                 "refuse-signature", f"the keys of client {client}", "signed by that client"
-            ) from None
+            )
 
 
 def link_key(
@@ -298,9 +342,24 @@ def _numbers(round_id: int, client: int) -> bytes:
 
 def _signed(keys: Any, session: bytes, round_id: int, client: int) -> bytes:
     """What a signature is of: its purpose, session, round and client, and the keys."""
-    leaves = [np.asarray(leaf, "<u4").tobytes() for leaf in jax.tree.leaves(keys)]
+    if len(session) != _KEY_BYTES:
+        raise _check.error(
+            "frame-session", f"session of {len(session)} bytes", f"{_KEY_BYTES} bytes"
+        )
+    body = b"".join(np.asarray(leaf, "<u4").tobytes() for leaf in jax.tree.leaves(keys))
     header = f"{_PURPOSE}advertise\0".encode() + session + _numbers(round_id, client)
-    return header + b"".join(leaves)
+    return header + len(body).to_bytes(4, "big") + body
+
+
+def _is_signed(directory, keys, signature, session: bytes, round_id: int, client: int) -> bool:
+    if client not in directory:
+        return False
+    known = Ed25519PublicKey.from_public_bytes(directory[client].signing)
+    try:
+        known.verify(np.asarray(signature).tobytes(), _signed(keys, session, round_id, client))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _on_host(function, *arrays):
@@ -317,6 +376,8 @@ def _public_keys(secret) -> np.ndarray:
 
 def _shared_secrets(secret, entries) -> np.ndarray:
     def shared(own: bytes, peer: bytes) -> bytes:
+        if int.from_bytes(peer, "little") >= _PRIME:
+            return bytes(_KEY_BYTES)
         try:
             return X25519PrivateKey.from_private_bytes(own).exchange(
                 X25519PublicKey.from_public_bytes(peer)

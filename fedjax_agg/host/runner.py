@@ -51,8 +51,10 @@ def run_round(
         session: from ``host.keys.real_session``; each client's process gets its row.
         codec: as of ``secure_mean``.
         protocol: as of ``secure_mean``.
-        lost: by client, a stage before whose message its process kills itself.
-        time_limit: seconds that any party waits for any one message, compilation included.
+        lost: by client, a stage before whose message its process kills itself; where the protocol
+            has no such stage, before the next one.
+        time_limit: seconds that the server waits at a stage, compilation included; a client waits
+            three times as long.
         identity_seeds: 32 secret bytes for the server and for each client, n + 1 in all; None
             takes fresh ones.
 
@@ -89,8 +91,18 @@ def run_round(
         _check.integer_in("client-id", 1, n, lost=client)
         _check.one_of("stage", STAGES, stage=stage)
     seeds = identity_seeds or [secrets.token_bytes(32) for _ in range(n + 1)]
+    if len(seeds) != n + 1:
+        raise _check.error("identity-seed", f"{len(seeds)} identity_seeds", f"{n + 1}")
     directory = {party: Identity.from_seed(seed).public for party, seed in enumerate(seeds)}
-    setting = Setting.of(updates, session, codec, protocol, time_limit)
+    setting = Setting.of(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates),
+        n,
+        codec,
+        protocol,
+        public_seed=session.public_seed,
+        round_id=int(session.round_id),
+        time_limit=time_limit,
+    )
 
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
@@ -101,7 +113,7 @@ def run_round(
     server.start()
     there.close()
     # As many waits as there are stages and messages back, at most.
-    patience = time_limit * (2 * len(STAGES) + 2)
+    patience = time_limit * (3 * len(STAGES) + 3)
     clients = []
     try:
         address = (_LOOPBACK, _receive(here, patience))

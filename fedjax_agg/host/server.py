@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_agg._core import inverse
 from fedjax_agg._stages import Static
-from fedjax_agg.host.keys import X25519, Identity, PublicIdentity, link_key
+from fedjax_agg.host.keys import X25519, Identity, PublicIdentity, link_key, valid_keys
 from fedjax_agg.host.setting import Setting
 from fedjax_agg.wire import KeyList, Mail, SignedKeys, Survivors, frame_bytes, pack, unpack
 from fedjax_agg.wire.packing import SERVER, sender_of
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
         mean: the mean of the survivors' updates; zeros where ``ok`` is False.
         ok: whether the round succeeded.
         survivors: bool[n], whose uploads are in the sum.
-        frames: all frames, in the order in which they arrived or were sent.
+        frames: the frames of all messages, in the order in which they were taken or sent.
         lost: by client, why the server gave it up.
 
     Example:
@@ -75,7 +75,7 @@ def serve(
     Args:
         setting: of the round.
         identity: the server's own.
-        directory: by id, the public identities of the clients.
+        directory: by id, the public identities of all clients.
         listener: a bound socket.
         context_hashes: uint8[n, 32], of the model that each client was given; None where
             masks are bound to none.
@@ -91,11 +91,10 @@ class _Server:
     """The connections of a round, and all frames that passed."""
 
     def __init__(self, setting, identity, directory, context_hashes):
-        self.setting, self.context_hashes = setting, context_hashes
+        self.setting, self.context_hashes, self.directory = setting, context_hashes, directory
         self.keys = {
-            client: link_key(identity, public, setting.session, setting.round_id, client)
-            for client, public in directory.items()
-            if client != SERVER
+            client: link_key(identity, directory[client], setting.session, setting.round_id, client)
+            for client in range(1, setting.num_clients + 1)
         }
         self.links: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self.frames: list[Frame] = []
@@ -111,6 +110,7 @@ class _Server:
             outboxes, sent = await self._collect(exchange.name)
             if exchange.publish is not None:
                 signed: SignedKeys = outboxes
+                sent, signed = self._with_valid_keys(sent, signed)
                 outboxes = signed.keys
                 ctx = setting.with_board(exchange.publish(outboxes, sent, ctx), ctx)
                 key_list = KeyList(sent, outboxes, signed.signature)
@@ -143,6 +143,19 @@ class _Server:
         mean = jax.tree.map(np.asarray, mean)
         return Outcome(mean, bool(ok), np.asarray(ctx.survivors), self.frames, self.lost)
 
+    def _with_valid_keys(self, sent: jax.Array, signed: SignedKeys) -> tuple[jax.Array, SignedKeys]:
+        """Who goes on, and the keys of those: one bad key would end the round for everybody."""
+        setting = self.setting
+        valid = valid_keys(
+            self.directory, signed.keys, signed.signature, sent, setting.session, setting.round_id
+        )
+        for row in np.flatnonzero(sent & ~valid):
+            self._drop(int(row) + 1, "advertise: keys that are not valid, not new, or not signed")
+        rows = jax.tree.map(
+            lambda x: x * valid.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype), signed
+        )
+        return jnp.asarray(valid), rows
+
     async def _greet(self, listener: socket.socket) -> None:
         """A connection of every client that says who it is within the time limit."""
         setting, all_here = self.setting, asyncio.Event()
@@ -157,7 +170,7 @@ class _Server:
             except (TimeoutError, OSError, EOFError, KeyError, ValueError):
                 writer.close()
                 return
-            if client in self.links:
+            if client in self.links or all_here.is_set():
                 writer.close()
                 return
             self.links[client] = reader, writer
@@ -172,6 +185,8 @@ class _Server:
             for client in set(self.keys) - set(self.links):
                 self.lost[client] = f"not here within {setting.time_limit} s"
         finally:
+            # Who says hello from now on comes too late.
+            all_here.set()
             server.close()
 
     async def _collect(self, kind: str) -> tuple[Any, jax.Array]:

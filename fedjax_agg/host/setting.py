@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_agg import _check
 from fedjax_agg.codecs import Codec
 from fedjax_agg.protocols import Protocol
 from fedjax_agg.secure_round import transcript
-from fedjax_agg.session import RoundContext, Session
+from fedjax_agg.session import RoundContext, fixed_seed, simulated_session
 from fedjax_agg.sharing.agreement import KeyExchange
 from fedjax_agg.structure import Structure
 from fedjax_agg.wire import Header, round_layouts
@@ -30,13 +31,14 @@ class Setting:
         round_id: the number of the round.
         layouts: by kind of message, how its bytes lie in a frame. A client's first frame is
             ``hello``, with nothing in it: it says whose connection this is.
-        time_limit: seconds that a party waits for any one message.
+        time_limit: seconds that the server waits at a stage. A client waits three times as long,
+            since the server may have waited for others, at two stages, before it answers.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import fedjax_agg as fa
-        >>> session = fa.simulated_session(fa.fixed_seed(0), num_clients=3)
-        >>> setting = Setting.of(jnp.ones((3, 5)), session, fa.FixedPoint(clip=1.0), fa.Plain())
+        >>> setting = Setting.of(
+        ...     jnp.ones(5), 3, fa.FixedPoint(clip=1.0), fa.Plain(), public_seed=fa.root_seed())
         >>> list(setting.layouts)
         ['hello', 'upload']
     """
@@ -53,27 +55,49 @@ class Setting:
     @classmethod
     def of(
         cls,
-        updates: Any,
-        session: Session,
+        template: Any,
+        num_clients: int,
         codec: Codec,
         protocol: Protocol,
+        *,
+        public_seed: Any,
+        round_id: int = 0,
         time_limit: float = 60.0,
     ) -> "Setting":
-        """The setting of a round of ``secure_mean``, of which no value of an update is kept."""
-        kept = jax.eval_shape(
-            lambda updates, session: transcript(updates, session, codec=codec, protocol=protocol),
-            updates,
-            session,
+        """The setting of a round, which every party makes for itself.
+
+        Args:
+            template: an update, or its ``jax.ShapeDtypeStruct`` leaves; no value of it is kept.
+            num_clients: n.
+            codec: as of ``secure_mean``.
+            protocol: as of ``secure_mean``.
+            public_seed: uint32[8], the public randomness of the round.
+            round_id: the number of the round.
+            time_limit: seconds.
+
+        Raises:
+            TypeError: no codec, no protocol, an update that is not of floats.
+            ValueError: a protocol that does not fit the cohort, another seed.
+        """
+        _check.words("seed", (8,), public_seed=public_seed)
+
+        def play(session, updates):
+            return transcript(updates, session, codec=codec, protocol=protocol)
+
+        session = jax.eval_shape(lambda: simulated_session(fixed_seed(0), num_clients=num_clients))
+        updates = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((num_clients, *jnp.shape(x)), x.dtype), template
         )
-        outboxes = {stage: _of_one(mail.outboxes) for stage, mail in kept.stages.items()}
+        stages = jax.eval_shape(play, session, updates).stages
+        outboxes = {stage: _of_one(mail.outboxes) for stage, mail in stages.items()}
         return cls(
             protocol,
             jax.tree.map(np.asarray, codec),
             _of_one(updates),
-            session.num_clients,
-            np.asarray(session.public_seed, "<u4").tobytes(),
-            int(session.round_id),
-            round_layouts(outboxes, num_clients=session.num_clients, group=protocol.group),
+            num_clients,
+            np.asarray(public_seed, "<u4").tobytes(),
+            round_id,
+            round_layouts(outboxes, num_clients=num_clients, group=protocol.group),
             time_limit,
         )
 

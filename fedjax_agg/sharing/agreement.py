@@ -9,6 +9,7 @@ exchange an entry is the peer's public key, and there is no dealer.
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,15 @@ _PAD, _PUBLIC = np.array([[0, 0, 0], [1, 0, 0]], np.uint32)
 class KeyExchange(abc.ABC):
     """How two clients come to one secret: from the secret of one, and what is public of the other.
 
-    A static node of a pytree: it holds no array.
+    A static node of a pytree: it holds no array. ``dealt`` says whether a dealer makes the entries
+    on the board; where none does they are the public keys of peers.
 
     Example:
         >>> isinstance(IdealKeyExchange(), KeyExchange)
         True
     """
+
+    dealt: ClassVar[bool] = False
 
     @abc.abstractmethod
     def public_key(self, secret: jax.Array) -> jax.Array:
@@ -62,6 +66,8 @@ class IdealKeyExchange(KeyExchange):
         >>> exchange.agree(secret, jnp.zeros((1, 8), jnp.uint32), jnp.zeros(1, jnp.uint32)).shape
         (1, 8)
     """
+
+    dealt = True
 
     def public_key(self, secret: jax.Array) -> jax.Array:
         """As unique as the secret, and as silent about it as a hash."""

@@ -17,7 +17,9 @@ from fedjax_agg.host.keys import (
     real_session,
     sign_keys,
 )
+from fedjax_agg.structure import Structure
 from fedjax_agg.symmetric import key_schedule
+from fedjax_agg.symmetric.seal import open_sealed
 
 EXCHANGE, SLOT = X25519(), jnp.zeros(1, jnp.uint32)
 # A point of order 8 and one of order 4: https://cr.yp.to/ecdh.html, "points of low order".
@@ -72,6 +74,14 @@ def test_mask_keys_of_a_shared_secret():
     ]
 
 
+@pytest.mark.parametrize("number", [2**255 - 19 + 9, 2**255 + int.from_bytes(b"\x09", "little")])
+def test_keys_of_another_form_agree_on_zeros(number):
+    """RFC 7748 takes both for the number 9; here one key is not another."""
+    other = words(number.to_bytes(32, "little").hex())
+    assert not EXCHANGE.agree(words(BOB), other[None], SLOT).any()
+    assert EXCHANGE.agree(words(BOB), words("09" + 31 * "00")[None], SLOT).any()
+
+
 @pytest.mark.parametrize("point", LOW_ORDER)
 def test_points_of_low_order_agree_on_zeros(point):
     assert not EXCHANGE.agree(words(BOB), words(point)[None], SLOT).any()
@@ -90,13 +100,16 @@ def test_under_vmap_every_row_is_its_own():
     np.testing.assert_array_equal(EXCHANGE.agree(secrets, public[::-1], slots)[0], agreed[0, 2])
 
 
-def first_stages(protocol, session, change=lambda keys: keys):
-    """The first client's state when it has read the list of keys."""
+def first_stages(protocol, session, change=lambda keys: keys, absent=None, key=None):
+    """The first client's state when it has read the list of keys, and with it the next stage.
+
+    An absent client has a key in its row all the same.
+    """
     structure = fa.RoundContext(
         session.round_id,
         session.public_seed,
         client=jnp.uint32(1),
-        structure=jax.eval_shape(lambda: jnp.zeros(5)),
+        structure=Structure.of(jnp.zeros(5)),
         key_exchange=session.key_exchange,
     )
     n = session.num_clients
@@ -106,7 +119,10 @@ def first_stages(protocol, session, change=lambda keys: keys):
     ]
     keys = jax.tree.map(lambda *rows: jnp.stack(rows), *(state.public for state in states))
     advertise, share = protocol.prepare(n)
-    ctx = structure._replace(board=advertise.publish(change(keys), jnp.ones(n, bool), structure))
+    present = jnp.arange(1, n + 1) != (absent or 0)
+    if absent is not None:
+        keys = jax.tree.map(lambda x: x.at[absent - 1].set(key), keys)
+    ctx = structure._replace(board=advertise.publish(change(keys), present, structure))
     ctx = ctx._replace(board=protocol.deal(ctx.board, None, None, ctx))
     return share, states[0], ctx
 
@@ -122,6 +138,45 @@ def test_a_client_refuses_a_key_of_low_order(point, exchange):
     share, state, ctx = first_stages(fa.SecAgg(1), session, replace)
     with pytest.raises(ValueError, match="refuse-invalid-key"):
         share.client(state, None, ctx)
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("protocol", [fa.SecAgg(1), fa.LightSecAgg(1, 2)])
+@pytest.mark.parametrize("whose", ["nobody's", "the server's"])
+def test_nothing_is_sealed_for_who_is_absent(protocol, whose):
+    """Its key is zeros, with which everybody agrees, or what the server puts there."""
+    session = real_session(fa.simulated_session(fa.fixed_seed(0), num_clients=4))
+    secret = jnp.arange(1, 9, dtype=jnp.uint32)
+    key = EXCHANGE.public_key(secret) if whose == "the server's" else jnp.zeros(8, jnp.uint32)
+    share, state, ctx = first_stages(protocol, session, absent=2, key=key)
+    _, outbox = share.client(state, None, ctx)
+    own_keys = jax.tree.leaves(state.public)[0]
+
+    def opened(client, secret_of_receiver):
+        """What the holder of a secret makes of the message of client 1 to another."""
+        slot = client - 1 if isinstance(protocol, fa.LightSecAgg) else client - 2
+        agreed = EXCHANGE.agree(secret_of_receiver, own_keys[None], SLOT)[0]
+        sealed = jax.tree.map(lambda x: x[slot], outbox.sealed)
+        return open_sealed(
+            agreed, sealed, salt=ctx.board.session_id, round_id=0, sender=1, receiver=client
+        )
+
+    words, authentic = opened(2, secret)
+    if whose == "nobody's":
+        # The secret of the channel is zeros.
+        slot = 1 if isinstance(protocol, fa.LightSecAgg) else 0
+        sealed = jax.tree.map(lambda x: x[slot], outbox.sealed)
+        zeros = jnp.zeros(8, jnp.uint32)
+        words, authentic = open_sealed(
+            zeros, sealed, salt=ctx.board.session_id, round_id=0, sender=1, receiver=2
+        )
+    assert bool(authentic)
+    assert not words.any()
+    # The control: client 3 is there, and opens its share.
+    channel = protocol.join(session.secrets[2], ctx._replace(client=jnp.uint32(3))).channel_secret
+    words, authentic = opened(3, channel)
+    assert bool(authentic)
+    assert words.any()
 
 
 @pytest.mark.slow

@@ -10,12 +10,23 @@ import pytest
 
 import fedjax_agg as fa
 from fedjax_agg.host.client import Link, take_part
-from fedjax_agg.host.keys import Identity, link_key, real_session, sign_keys
+from fedjax_agg.host.keys import X25519, Identity, link_key, real_session, sign_keys
 from fedjax_agg.host.runner import run_round
 from fedjax_agg.host.server import serve
 from fedjax_agg.host.setting import Setting
 from fedjax_agg.participation import STAGES
-from fedjax_agg.wire import KeyList, SignedKeys, Survivors, Upload, pack
+from fedjax_agg.protocols import Exchange
+from fedjax_agg.session import context_hash
+from fedjax_agg.wire import (
+    ChannelBoard,
+    CodedSum,
+    KeyList,
+    SignedKeys,
+    Survivors,
+    Upload,
+    frame_bytes,
+    pack,
+)
 from fedjax_agg.wire.packing import SERVER
 from tests.compiler import QUICK_COMPILER
 
@@ -36,8 +47,62 @@ def parties(n, protocol=fa.Plain(), time_limit=20.0):
     updates = jnp.asarray(np.random.default_rng(n).normal(size=(n, 37)) / 9, jnp.float32)
     people = [Identity.from_seed(seed) for seed in seeds(n)]
     directory = {party: who.public for party, who in enumerate(people)}
-    setting = Setting.of(updates, session, CODEC, protocol, time_limit)
+    setting = Setting.of(
+        updates[0],
+        n,
+        CODEC,
+        protocol,
+        public_seed=session.public_seed,
+        round_id=9,
+        time_limit=time_limit,
+    )
     return setting, session, updates, people, directory
+
+
+class Listed(fa.Plain):
+    """``Plain`` with a list of keys before it and an answer after it, both for nothing."""
+
+    def join(self, secret, ctx):
+        return ctx.key_exchange.public_key(secret)
+
+    def prepare(self, num_clients):
+        def publish(keys, sent, ctx):
+            return ChannelBoard(sent, keys, None, None)
+
+        return (Exchange("advertise", lambda key, inbox, ctx: (key, key), keep, publish),)
+
+    def respond(self, num_clients):
+        def answer(key, inbox, ctx):
+            return key, CodedSum(key, jnp.bool_(True))
+
+        return (Exchange("unmask", answer, keep),)
+
+
+def keep(outboxes, sent, ctx):
+    return None
+
+
+def play(setting, session, updates, people, directory, address, client):
+    """One client that takes part in a thread, and how it ends."""
+    ends = []
+
+    def run():
+        own = session.rows(client - 1, 1)
+        try:
+            take_part(setting, own, updates[client - 1], people[client], directory, address)
+        except (ValueError, OSError) as why:
+            ends.append(str(why))
+        else:
+            ends.append("done")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def end():
+        thread.join(60)
+        return ends[0]
+
+    return end
 
 
 class Served(threading.Thread):
@@ -72,17 +137,12 @@ def test_clients_that_say_nothing_or_nonsense_cost_no_more_than_the_time_limit()
     setting, session, updates, people, directory = parties(5, time_limit=3.0)
     server = Served(setting, people, directory)
 
-    def play(client):
-        own = session.rows(client - 1, 1)
-        take_part(setting, own, updates[client - 1], people[client], directory, server.address)
-
     def link(client):
         return connect(setting, people, directory, client, server.address)
 
     # 1 and 2 take part, 3 is silent after it came, 4 sends bytes of nobody, 5 hangs up.
-    players = [threading.Thread(target=play, args=(client,)) for client in (1, 2)]
-    for player in players:
-        player.start()
+    world = setting, session, updates, people, directory, server.address
+    players = [play(*world, client) for client in (1, 2)]
     silent, forger, leaver = link(3), link(4), link(5)
     stranger = socket.create_connection(server.address)
     stranger.sendall(b"GET / HTTP/1.1\r\n" * 9)
@@ -91,6 +151,7 @@ def test_clients_that_say_nothing_or_nonsense_cost_no_more_than_the_time_limit()
     forger.connection.sendall(bytes(5000))
     leaver.connection.close()
     outcome = server.result()
+    assert [end() for end in players] == ["done", "done"]
     assert outcome.ok
     assert outcome.survivors.tolist() == [True, True, False, False, False]
     assert outcome.lost[3] == "upload: silent for 3.0 s"
@@ -112,65 +173,141 @@ def test_who_does_not_come_is_waited_for_once():
     assert not np.any(outcome.mean)
 
 
+@pytest.mark.slow
+def test_clients_wait_for_a_server_that_waits_for_others():
+    """The server waits for who never comes, then for who says nothing; the others do not end."""
+    setting, session, updates, people, directory = parties(4, Listed(), time_limit=3.0)
+    server = Served(setting, people, directory)
+    world = setting, session, updates, people, directory, server.address
+    players = [play(*world, client) for client in (1, 2)]
+    silent = connect(setting, people, directory, 3, server.address)
+    silent.send("hello", ())
+    outcome = server.result()
+    assert [end() for end in players] == ["done", "done"]
+    assert outcome.survivors.tolist() == [True, True, False, False]
+    assert outcome.lost == {3: "advertise: silent for 3.0 s", 4: "not here within 3.0 s"}
+
+
+def advertise(link, setting, identity, key, signature=None):
+    """A client's first two messages, with any key and signature."""
+    if signature is None:
+        signature = sign_keys(identity, key, setting.session, setting.round_id, link.own)
+    link.send("hello", ())
+    link.send("advertise", SignedKeys(key, signature))
+
+
+def test_bad_keys_cost_only_those_who_advertise_them():
+    setting, session, updates, people, directory = parties(5, Listed(), time_limit=10.0)
+    server = Served(setting, people, directory)
+    world = setting, session, updates, people, directory, server.address
+    first = play(*world, 1)
+    zero, low = np.zeros(8, np.uint32), np.zeros(8, np.uint32)
+    low[0] = 1
+    own = np.asarray(X25519().public_key(session.secrets[0]))
+    links = [connect(setting, people, directory, client, server.address) for client in (2, 3, 4, 5)]
+    advertise(links[0], setting, people[2], zero)
+    advertise(links[1], setting, people[3], low)
+    advertise(links[2], setting, people[4], own)
+    advertise(links[3], setting, people[5], own ^ np.uint32(2), np.zeros(64, np.uint8))
+    outcome = server.result()
+    assert first() == "done"
+    assert outcome.survivors.tolist() == [True, False, False, False, False]
+    assert set(outcome.lost) == {2, 3, 4, 5}
+    assert all(
+        why.startswith("advertise: keys that are not valid") for why in outcome.lost.values()
+    )
+
+
+@pytest.mark.slow
+def test_who_comes_late_is_not_let_in():
+    setting, session, updates, people, directory = parties(3, Listed(), time_limit=4.0)
+    server = Served(setting, people, directory)
+    world = setting, session, updates, people, directory, server.address
+    first = play(*world, 1)
+    late = connect(setting, people, directory, 2, server.address)
+    silent = connect(setting, people, directory, 3, server.address)
+    silent.send("hello", ())
+    assert first() == "done"
+    # By now the server waits for nobody's hello; client 2 has been connected all the time.
+    late.send("hello", ())
+    outcome = server.result()
+    assert outcome.survivors.tolist() == [True, False, False]
+    assert outcome.lost[2] == "not here within 4.0 s"
+
+
+def upload_of(setting, updates, session, client):
+    words = fa.transcript(updates, session, codec=CODEC).stages["upload"].outboxes.words
+    return Upload(words[client - 1])
+
+
 @pytest.mark.parametrize("lie", ["replayed", "of another round", "of another client"])
 def test_a_frame_in_another_place_costs_its_sender_the_round(lie):
-    setting, session, updates, people, directory = parties(3, time_limit=10.0)
+    setting, session, updates, people, directory = parties(3, Listed(), time_limit=10.0)
     server = Served(setting, people, directory)
-    links = {c: connect(setting, people, directory, c, server.address) for c in (1, 2, 3)}
-    words = fa.transcript(updates, session, codec=CODEC).stages["upload"].outboxes.words
-    for link in links.values():
-        link.send("hello", ())
-    for client, link in links.items():
-        message, layout = Upload(words[client - 1]), setting.layouts["upload"]
-        header = setting.header("upload", client, SERVER)
-        if client == 2:
-            header = header._replace(
-                **{
-                    "replayed": {"kind": "unmask"},
-                    "of another round": {"round_id": 8},
-                    "of another client": {"sender": 1},
-                }[lie]
-            )
-        link.connection.sendall(pack(message, layout, header, link.key))
+    world = setting, session, updates, people, directory, server.address
+    players = [play(*world, client) for client in (1, 3)]
+    link = connect(setting, people, directory, 2, server.address)
+    advertise(link, setting, people[2], np.asarray(X25519().public_key(session.secrets[1])))
+    link.receive("key-list")
+    message, layout = upload_of(setting, updates, session, 2), setting.layouts["upload"]
+    header = setting.header("upload", 2, SERVER)
+    others = {"of another round": {"round_id": 8}, "of another client": {"sender": 1}}
+    frame = pack(message, layout, header._replace(**others.get(lie, {})), link.key)
+    link.connection.sendall(frame)
+    if lie == "replayed":
+        # Where its answer is due. In the sum it is once.
+        link.receive("survivors")
+        link.connection.sendall(frame)
     outcome = server.result()
-    assert outcome.survivors.tolist() == [True, False, True]
+    assert [end() for end in players] == ["done", "done"]
+    assert outcome.survivors.tolist() == [True, lie == "replayed", True]
     assert list(outcome.lost) == [2]
+    assert outcome.lost[2].startswith("unmask" if lie == "replayed" else "upload")
     assert "[frame]" in outcome.lost[2]
+    expected, _ = fa.secure_mean(
+        updates, session, codec=CODEC, participation=jnp.asarray(outcome.survivors)
+    )
+    np.testing.assert_array_equal(outcome.mean, expected)
+
+
+def test_a_second_connection_of_one_client_is_closed():
+    setting, session, updates, people, directory = parties(2, time_limit=3.0)
+    server = Served(setting, people, directory)
+    link = connect(setting, people, directory, 1, server.address)
+    link.send("hello", ())
+    again = connect(setting, people, directory, 1, server.address)
+    again.send("hello", ())
+    assert again.connection.recv(1) == b""
+    link.send("upload", upload_of(setting, updates, session, 1))
+    assert server.result().survivors.tolist() == [True, False]
 
 
 def played_by_a_server(protocol, answers):
-    """What the first of three clients says to a server that answers so, by kind."""
+    """How the first of three clients ends with a server that answers so, and all that it sent."""
     setting, session, updates, people, directory = parties(3, protocol, time_limit=60.0)
     listener = socket.create_server(("127.0.0.1", 0))
-    failures = []
-
-    def play():
-        own = session.rows(0, 1)
-        try:
-            take_part(setting, own, updates[0], people[1], directory, listener.getsockname())
-        except (ValueError, OSError) as why:
-            failures.append(str(why))
-
-    client = threading.Thread(target=play, daemon=True)
-    client.start()
+    end = play(setting, session, updates, people, directory, listener.getsockname(), 1)
     connection, _ = listener.accept()
+    connection.settimeout(60)
     key = link_key(people[SERVER], directory[1], setting.session, setting.round_id, 1)
-    with connection:
-        for kind, message in answers(setting, people).items():
-            header = setting.header(kind, SERVER, 1)
-            connection.sendall(pack(message, setting.layouts[kind], header, key))
-        # What the client has sent is read, as a server does before it is gone.
-        connection.recv(2**16)
-        if not answers(setting, people):
-            connection.close()
-        client.join(60)
-    return failures
+    received = connection.recv(2**16)
+    due = sum(frame_bytes(setting.layouts[kind]) for kind in ("hello", "advertise"))
+    while len(received) < due:
+        received += connection.recv(2**16)
+    for kind, message in answers(setting, people).items():
+        header = setting.header(kind, SERVER, 1)
+        connection.sendall(pack(message, setting.layouts[kind], header, key))
+    connection.shutdown(socket.SHUT_WR)
+    how = end()
+    while more := connection.recv(2**16):
+        received += more
+    assert len(received) == due  # Nothing more is sent.
+    return how
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("rule", ["refuse-signature", "refuse-own-keys"])
 def test_a_client_ends_with_the_rule_that_the_server_broke(rule):
-    protocol = fa.LightSecAgg(privacy=1, survivors=2)
-
     def answers(setting, people):
         n = setting.num_clients
         # Signed by their owners, but the client has advertised another.
@@ -185,18 +322,17 @@ def test_a_client_ends_with_the_rule_that_the_server_broke(rule):
             keys[1, 0] ^= 1
         return {"key-list": KeyList(np.ones(n, bool), keys, signatures)}
 
-    (failure,) = played_by_a_server(protocol, answers)
-    assert f"[{rule}]" in failure
+    assert f"[{rule}]" in played_by_a_server(fa.LightSecAgg(privacy=1, survivors=2), answers)
 
 
 def test_a_client_whose_server_is_gone_ends():
-    (failure,) = played_by_a_server(fa.LightSecAgg(privacy=1, survivors=2), lambda *_: {})
-    assert failure == "the server is gone before key-list"
+    how = played_by_a_server(Listed(), lambda *_: {})
+    assert how == "the server is gone before key-list"
 
 
 def test_a_client_waits_for_a_message_no_longer_than_the_time_limit():
     """A server that sends a byte now and then does not hold it, and would for a minute."""
-    setting, *_ = parties(3, time_limit=1.0)
+    setting, *_ = parties(3, time_limit=0.4)
     ours, theirs = socket.socketpair()
     given_up = threading.Event()
 
@@ -206,7 +342,7 @@ def test_a_client_waits_for_a_message_no_longer_than_the_time_limit():
 
     server = threading.Thread(target=drip, daemon=True)
     server.start()
-    with pytest.raises(TimeoutError, match=r"the server sent no upload within 1.0 s"):
+    with pytest.raises(TimeoutError, match=r"the server sent no upload within 1.2\d* s"):
         Link(setting, 1, bytes(32), ours).receive("upload")
     given_up.set()
     server.join()
@@ -229,7 +365,7 @@ def test_a_round_between_processes_needs_real_keys():
 # A client is killed at each stage; those who are left are enough.
 ROUNDS = {
     "SecAgg": (fa.SecAgg(2), 8, dict(zip((2, 3, 5, 6, 8), STAGES, strict=True))),
-    "LightSecAgg": (fa.LightSecAgg(1, 3), 5, {2: "upload", 4: "unmask"}),
+    "LightSecAgg": (fa.LightSecAgg(1, 3), 8, dict(zip((2, 3, 5, 6, 8), STAGES, strict=True))),
 }
 
 
@@ -238,6 +374,7 @@ def played(request):
     """A round between processes, and the same round as one compiled program."""
     protocol, n, lost = ROUNDS[request.param]
     setting, session, updates, *_ = parties(n, protocol)
+    session = session.bind(context_hash({"w": jnp.ones(3)}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", QUICK_COMPILER)
         outcome = run_round(
@@ -345,6 +482,7 @@ def test_no_window_of_a_share_is_in_what_a_non_holder_receives(played):
     setting, _, outcome, kept = played
     private = kept.private
     held = private.shares if hasattr(private, "shares") else private.coded
+    # Zeros are what is sealed for who is absent.
     held = held[kept.stages["share"].sent]
     holders = np.flatnonzero(kept.stages["share"].sent) + 1
     shares = [windows(np.asarray(rows, "<u4").tobytes()) - {bytes(8)} for rows in held]

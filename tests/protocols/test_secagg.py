@@ -600,7 +600,7 @@ def on_device(tree):
 
 @functools.partial(jax.jit, compiler_options=rounds.QUICKLY)
 def session_id_of(keys, ctx):
-    return PROTOCOL._session_id(keys, ctx)
+    return PROTOCOL._session_id(keys, ctx.board.present, ctx)
 
 
 class Told:

@@ -158,10 +158,10 @@ def share(
         answered=jnp.bool_(False),
         refusals=refusals,
     )
-    silent = jnp.any(refusals.broken)
-    words = jnp.where(silent, np.uint32(0), coded)
-    sealed = _channels.seal_to_peers(channel_keys, words, peers, ctx)
-    return client, CodedShares(sealed, to_peers & ~silent)
+    # Who is absent has no key, so a channel to it is open to everybody: nothing is in it.
+    sent = to_peers & ~jnp.any(refusals.broken)
+    words = jnp.where(sent[:, None], coded, np.uint32(0))
+    return client, CodedShares(_channels.seal_to_peers(channel_keys, words, peers, ctx), sent)
 
 
 def receive(

@@ -140,23 +140,24 @@ class LightSecAgg(Protocol):
         )
 
     def _publish(self, keys: jax.Array, sent: jax.Array, ctx: RoundContext) -> ChannelBoard:
-        return ChannelBoard(sent, keys, None, self._session_id(keys, ctx))
+        return ChannelBoard(sent, keys, None, self._session_id(keys, sent, ctx))
 
-    def _session_id(self, keys: jax.Array, ctx: RoundContext) -> jax.Array:
-        """What all later keys depend on: the public keys of all, and the configuration."""
+    def _session_id(self, keys: jax.Array, present: jax.Array, ctx: RoundContext) -> jax.Array:
+        """What all later keys depend on: the keys of who is present, and the configuration."""
+        keys = jnp.where(present[:, None], keys, np.uint32(0))
         numbers = (self.privacy, self.survivors, self.group.bits, int(self.consistency))
         return graph.permutation_seed(ctx.public_seed, keys, numbers)
 
     def deal(
         self,
         board: ChannelBoard,
-        handles: jax.Array | None,
+        handles: Any,
         private: Any,
         ctx: RoundContext,
     ) -> ChannelBoard:
         """The entries for every client and peer."""
         n = board.present.shape[0]
-        if handles is None:
+        if not ctx.key_exchange.dealt:
             return board._replace(entries=jnp.broadcast_to(board.keys, (n, n, 8)))
         ids = jnp.arange(1, n + 1, dtype=jnp.uint32)
         deal = jax.vmap(agreement.deal, (0, 0, 0, None, None))
@@ -166,7 +167,7 @@ class LightSecAgg(Protocol):
     def _share(
         self, keys: CodedKeys, inbox: None, ctx: RoundContext
     ) -> tuple[CodedClient, CodedShares]:
-        session_id = self._session_id(ctx.board.keys, ctx)
+        session_id = self._session_id(ctx.board.keys, ctx.board.present, ctx)
         # One coordinate more than the update, for a weight.
         blocks = self._blocks(ctx.structure.size + 1)
         return client.share(keys, ctx, blocks=blocks, session_id=session_id)

@@ -66,10 +66,10 @@ def share(
         answered=jnp.bool_(False),
         refusals=refusals,
     )
-    silent = jnp.any(refusals.broken)
-    words = jnp.where(silent, np.uint32(0), shares)
-    sealed = _channels.seal_to_peers(channel_keys, words, peers, ctx)
-    return client, SealedShares(sealed, present & ~silent)
+    # Who is absent has no key, so a channel to it is open to everybody: nothing is in it.
+    sent = present & ~jnp.any(refusals.broken)
+    words = jnp.where(sent[:, None], shares, np.uint32(0))
+    return client, SealedShares(_channels.seal_to_peers(channel_keys, words, peers, ctx), sent)
 
 
 def receive(client: Client, inbox: SealedShares, ctx: RoundContext, *, threshold: int) -> Client:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_agg import _check
 from fedjax_agg.arithmetic import Ring
@@ -171,11 +172,11 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
         )
 
     def _publish(self, keys: PublicKeys, sent: jax.Array, ctx: RoundContext) -> Board:
-        session_id = self._session_id(keys, ctx)
+        session_id = self._session_id(keys, sent, ctx)
         return Board(sent, keys, self._graph(session_id, keys), None, session_id)
 
-    def _session_id(self, keys: PublicKeys, ctx: RoundContext) -> jax.Array:
-        """What all later keys depend on: the public keys of all, and the configuration."""
+    def _session_id(self, keys: PublicKeys, present: jax.Array, ctx: RoundContext) -> jax.Array:
+        """What all later keys depend on: the keys of who is present, and the configuration."""
         n = keys.mask.shape[0]
         numbers = (
             self.degree_of(n),
@@ -185,6 +186,7 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
             int(self.consistency),
         )
         key_list = jnp.concatenate([keys.channel, keys.mask], axis=1)
+        key_list = jnp.where(present[:, None], key_list, np.uint32(0))
         return graph.permutation_seed(ctx.public_seed, key_list, numbers)
 
     def _graph(self, session_id: jax.Array, keys: PublicKeys) -> jax.Array:
@@ -200,7 +202,7 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
         self, board: Board, handles: jax.Array | None, private: Keys | None, ctx: RoundContext
     ) -> Board:
         """The entries for every client, slot and key exchange."""
-        if handles is None:
+        if not ctx.key_exchange.dealt:
             keys = jnp.stack([board.keys.channel, board.keys.mask], axis=1)
             return board._replace(entries=keys[board.neighbours])
         slots = client.slots(board)
@@ -217,7 +219,7 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
 
     def _share(self, keys: Keys, inbox: None, ctx: RoundContext) -> tuple[Client, SealedShares]:
         posted = ctx.board.keys
-        session_id = self._session_id(posted, ctx)
+        session_id = self._session_id(posted, ctx.board.present, ctx)
         return client.share(
             keys,
             ctx,
