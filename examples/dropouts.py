@@ -458,8 +458,9 @@ def write_figure(path, rows, names, plan, rounds, untrained):
         ylabel="ms a round, clients and server (log)",
         title="Time of a round, one process for all",
     )
-    slowest = max(row["seconds_per_round"] for row in rows)
-    right.set_ylim(10, 1e4 * slowest)
+    seconds = [row["seconds_per_round"] for row in rows]
+    # Room for the legend.
+    right.set_ylim(5e2 * min(seconds), 1e4 * max(seconds))
     right.legend(fontsize=9, loc="upper left", ncols=2)
     for axis in (middle, right):
         axis.yaxis.set_major_formatter("{x:,g}")
