@@ -779,6 +779,7 @@ def test_with_another_codec_nothing_opens():
             opens(**changed)
 
 
+@pytest.mark.slow
 def test_tags_tell_no_more_than_the_sum():
     """What clients open has the same tag, whoever contributed what to the sum."""
     n = 4

@@ -545,6 +545,7 @@ def base_rounds():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_recover_needs_only_what_the_server_holds(number):
     kept = base_rounds()[number]
