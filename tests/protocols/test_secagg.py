@@ -224,7 +224,8 @@ def test_what_must_be_refused(vector):
 def test_no_block_of_keystream_serves_two_purposes(monkeypatch):
     """In two rounds of one seed and one on a sparse graph: no (key, nonce, counter) twice.
 
-    But a pair mask is in two uploads, and whoever opens a message generates its pad again.
+    But a pair mask is in two uploads, and whoever opens a message generates its pad again. What the
+    library itself computes is on record in ``test_uniformity``.
     """
     purposes = collections.defaultdict(set)
     sealed = collections.Counter()
