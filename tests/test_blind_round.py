@@ -203,20 +203,22 @@ def test_personal_clients_follow_their_own_rules_and_schedules():
 # ---- what the server sees -----------------------------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def blinded_words(words, keys, cohort_size):
+    ctx = fa.RoundContext(
+        round_id=jnp.uint32(0), public_seed=jnp.zeros(8, jnp.uint32), client=jnp.uint32(1)
+    )
+    return _group_mask.blind(words, keys, ctx, ring=RING, num_clients=cohort_size)
+
+
 def blinded_sum(survivors, cohort_size, total):
     """Z of the library's own words for a sum that the first of so many survivors has alone.
 
     In a "cohort" of one client v is zero: the mask without the shift.
     """
     keys = jnp.asarray(np.random.default_rng(5).integers(2**32, size=(2, 8), dtype=np.uint32))
-    ctx = fa.RoundContext(
-        round_id=jnp.uint32(0), public_seed=jnp.zeros(8, jnp.uint32), client=jnp.uint32(1)
-    )
     words = [np.asarray([total], np.uint32)] + [np.zeros(1, np.uint32)] * (survivors - 1)
-    sent = [
-        _group_mask.blind(jnp.asarray(w), keys, ctx, ring=RING, num_clients=cohort_size)
-        for w in words
-    ]
+    sent = [blinded_words(jnp.asarray(w), keys, cohort_size) for w in words]
     mask = _group_mask.group_mask(keys[0], RING, 1)
     return int(np.sum(np.stack(sent), axis=0, dtype=np.uint32)[0]), int(mask[0])
 
