@@ -51,7 +51,7 @@ def names():
         "nonce": jnp.zeros(3, jnp.uint32),
         "streaming": streaming,
         "host": fedjax_agg.host,
-        "person": fedjax_agg.host.keys.Identity.from_seed(bytes(32)),
+        "person": fedjax_agg.host.identity.Identity.from_seed(bytes(32)),
         "stream": streaming.init({"w": jnp.zeros(2)}, session, codec=codec),
         **one_client(),
         **one_frame(),
@@ -76,16 +76,21 @@ def one_client():
     ctx = fa.RoundContext(
         jnp.uint32(0), words(8), jnp.uint32(1), board=board, survivors=jnp.ones(n, bool)
     )
-    board = board._replace(session_id=fa.SecAgg(threshold=2)._session_id(keys, board.present, ctx))
-    ctx = ctx._replace(board=board)
+    protocol = fa.SecAgg(threshold=2)
+
+    def listed(present):
+        """The context with a board of whoever is present, which is consistent in itself."""
+        session_id = protocol._session_id(keys, present, ctx)
+        return ctx._replace(board=board._replace(present=present, session_id=session_id))
+
     secrets = (words(8), words(8), words(8), words(8))
     everybody, unbroken = jnp.ones(k, bool), Refusals.none(len(RULES))
-    protocol = fa.SecAgg(threshold=2)
     _, share = protocol.prepare(n)
     attest, unmask = protocol.respond(n)
     return {
-        "board": board,
-        "ctx": ctx,
+        "board": listed(jnp.ones(n, bool)).board,
+        "ctx": listed(jnp.ones(n, bool)),
+        "listed": listed,
         "keys": Keys(*secrets, jax.tree.map(lambda x: x[0], keys), unbroken),
         "client": Client(
             mask_keys=words(k + 1, 8),

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_agg import _check
 from fedjax_agg._stages import Cohort, Static, uploader
-from fedjax_agg.host.keys import Identity, PublicIdentity, check_signatures, link_key, sign_keys
+from fedjax_agg.host.identity import Identity, PublicIdentity, check_signatures, link_key, sign_keys
 from fedjax_agg.host.setting import Setting
 from fedjax_agg.participation import STAGES
 from fedjax_agg.session import RoundContext, Session

@@ -23,7 +23,8 @@ import numpy as np
 from fedjax_agg import _check
 from fedjax_agg.codecs import Codec
 from fedjax_agg.host.client import take_part
-from fedjax_agg.host.keys import X25519, Identity
+from fedjax_agg.host.identity import Identity
+from fedjax_agg.host.keys import X25519
 from fedjax_agg.host.server import Outcome, serve
 from fedjax_agg.host.setting import Setting
 from fedjax_agg.participation import STAGES

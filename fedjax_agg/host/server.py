@@ -11,7 +11,8 @@ import numpy as np
 
 from fedjax_agg._core import inverse
 from fedjax_agg._stages import Static
-from fedjax_agg.host.keys import X25519, Identity, PublicIdentity, link_key, valid_keys
+from fedjax_agg.host.identity import Identity, PublicIdentity, link_key, valid_keys
+from fedjax_agg.host.keys import X25519
 from fedjax_agg.host.setting import Setting
 from fedjax_agg.wire import KeyList, Mail, SignedKeys, Survivors, frame_bytes, pack, unpack
 from fedjax_agg.wire.packing import SERVER, sender_of

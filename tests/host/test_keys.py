@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 import fedjax_agg as fa
-from fedjax_agg.host.keys import (
-    X25519,
-    Identity,
-    check_signatures,
-    client_session,
-    link_key,
-    real_session,
-    sign_keys,
-)
+from fedjax_agg.host.identity import Identity, check_signatures, link_key, sign_keys
+from fedjax_agg.host.keys import X25519, client_session, real_session
 from fedjax_agg.structure import Structure
 from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.symmetric.seal import open_sealed

@@ -10,7 +10,8 @@ import pytest
 
 import fedjax_agg as fa
 from fedjax_agg.host.client import Link, take_part
-from fedjax_agg.host.keys import X25519, Identity, link_key, real_session, sign_keys
+from fedjax_agg.host.identity import Identity, link_key, sign_keys
+from fedjax_agg.host.keys import X25519, real_session
 from fedjax_agg.host.runner import run_round
 from fedjax_agg.host.server import serve
 from fedjax_agg.host.setting import Setting

@@ -601,8 +601,8 @@ def on_device(tree):
 
 
 @functools.partial(jax.jit, compiler_options=rounds.QUICKLY)
-def session_id_of(keys, ctx):
-    return PROTOCOL._session_id(keys, ctx.board.present, ctx)
+def session_id_of(board, ctx):
+    return PROTOCOL._session_id(board.keys, board.present, ctx)
 
 
 class Told:
@@ -659,7 +659,7 @@ class Told:
     def share(self, **board):
         """On another board, which is consistent in itself."""
         board = self.board._replace(**board)
-        session_id = session_id_of(board.keys, self.ctx)
+        session_id = session_id_of(board, self.ctx)
         ctx = self.ctx._replace(board=board._replace(session_id=session_id))
         return "share", self.joined, None, ctx
 
