@@ -79,8 +79,8 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
         honest neighbours at least 2 t - k - (corrupt neighbours) > 0 have a mask with it and have
         named it a survivor, and their secrets stay closed. On the complete graph one set is
         answered, or none. On a random graph clients far apart may answer different sets, and the
-        server learns the sum of those who are in both; ``min_survivors`` then bounds the sets
-        that it names, not that sum.
+        server learns the sum of those who are in both, or, if it drops those between, the sums of
+        two arcs; ``min_survivors`` then bounds the sets that it names, not those sums.
         **t - 1 clients without the server**: nothing beyond what all may see, namely keys, graph,
         survivors and lengths. **A network observer** the same, and who sends what when, as long
         as the links to the server are encrypted and authenticated, which is not part of the
