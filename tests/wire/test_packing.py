@@ -186,7 +186,7 @@ def test_light_secagg_bytes_are_the_cost_and_stated_extras(n, privacy, survivors
     extras = {
         ("hello", 0): 0,
         ("advertise", cost.bytes_up["advertise"]): 64,
-        ("key-list", cost.bytes_down["advertise"]): bitmap(n) + 64 * n,
+        ("key-list", cost.bytes_down["advertise"]): bitmap(n) + 64 * n + 32,
         ("share", cost.bytes_up["share"]): bitmap(n) + sealed,
         ("share", cost.bytes_down["share"]): bitmap(n) + sealed,
         ("upload", cost.bytes_up["upload"]): 0,
