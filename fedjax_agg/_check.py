@@ -119,6 +119,13 @@ def positive(tag: str, /, **argument: Any) -> None:
     raise error(tag, f"{name}={shown(value)}", "a positive number, finite in float32")
 
 
+def boolean(tag: str, /, **argument: Any) -> None:
+    """Requires True or False."""
+    name, value = _named(argument)
+    if not isinstance(value, bool):
+        raise error(tag, f"{name}={shown(value)}", "a bool")
+
+
 def one_of(tag: str, options: Collection[str], /, **argument: Any) -> None:
     """Requires one of a few strings."""
     name, value = _named(argument)

@@ -174,6 +174,8 @@ REMEDIES = {
     "nothing, start a new round, and do not trust that server",
     "identity-seed": "secrets.token_bytes(32) makes one, and Identity.fresh() needs none",
     "identity-key": "take the identities of others from an authority, as Identity.public gave them",
+    "lost-type": "say which client is lost at which stage: lost={2: 'upload'}",
+    "time-limit": "give seconds; a first round has to compile in them",
     "real-session": "host.keys.real_session(session) makes one: no process can be the dealer of "
     "the ideal key agreement",
     "group-session": "agree on the group key in a simulated_session(...): its key exchange has no "

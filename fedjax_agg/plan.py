@@ -250,9 +250,8 @@ def plan_round(
         raise _check.error("clip", f"clip={_check.shown(clip)}", "one number that is not traced")
     bits = _check.integer_in("plan-bits", 2, MAX_UNITS.bit_length() + 1, bits=bits)
     max_weight = _check.integer_in("max-weight", 1, MAX_UNITS, max_weight=max_weight)
-    for name, value in (("consistency", consistency), ("blind", blind)):
-        if not isinstance(value, bool):
-            raise _check.error(name, f"{name}={_check.shown(value)}", "a bool")
+    _check.boolean("consistency", consistency=consistency)
+    _check.boolean("blind", blind=blind)
     _check.one_of("plan-protocol", PROTOCOLS, protocol=protocol)
     coded = protocol == PROTOCOLS[1]
     if blind and coded:

@@ -167,8 +167,8 @@ class Session:
 def root_seed() -> jax.Array:
     """A fresh seed of 256 bits from the operating system.
 
-    Hand it to compiled functions as an argument: one that a function closes over is written into
-    its program.
+    Hand it to compiled functions as an argument: one that a function closes over, or that it calls
+    for itself under ``jit``, is drawn once and written into its program.
 
     Returns:
         uint32[8].

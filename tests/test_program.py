@@ -551,6 +551,7 @@ def what_is_compiled(traced):
     return text.count("func.func"), len(text.splitlines())
 
 
+@pytest.mark.slow
 def test_as_much_is_compiled_for_a_hundred_clients_as_for_eight():
     """Time to compile cannot grow unseen. What there is more is the longer form of a hash, which is
     for many inputs, and copies of functions for another shape, of arrays that have one shape in a

@@ -100,7 +100,7 @@ def client_session(client: int, *, public_seed: jax.Array, round_id: int = 0) ->
         >>> client_session(4, public_seed=jnp.zeros(8, jnp.uint32)).client_ids
         Array([4], dtype=uint32)
     """
-    client = _check.integer_in("first-client", 1, 2**31 - 1, first_client=client)
+    client = _check.integer_in("first-client", 1, 2**31 - 1, client=client)
     _check.words("seed", (8,), public_seed=public_seed)
     return Session(
         _check.round_number(round_id),

@@ -42,7 +42,7 @@ def run_round(
     codec: Codec,
     protocol: Protocol,
     lost: Mapping[int, str] | None = None,
-    time_limit: float = 60.0,
+    time_limit: float = 300.0,
     identity_seeds: Sequence[bytes] | None = None,
 ) -> Outcome:
     """The round of ``secure_mean``, every party in a process of its own.
@@ -63,9 +63,11 @@ def run_round(
         The ``Outcome``, as the server has it.
 
     Raises:
+        TypeError: no ``Session``; ``lost`` is no mapping.
         ValueError: a session with the ideal key agreement, whose dealer no process can be; an
-            unknown stage or client.
-        RuntimeError: the server's process ended without an outcome, or did not end in time.
+            unknown stage or client; a time limit that is not positive; too few identities.
+        RuntimeError: the server's process ended without an outcome, or did not end in time; a
+            script without ``if __name__ == "__main__":``.
 
     Formal Guarantees:
         Those of the protocol, over X25519 and with authentic keys. The parent process makes the
@@ -87,6 +89,13 @@ def run_round(
     _check.instance("session-type", Session, session=session)
     if not isinstance(session.key_exchange, X25519):
         raise _check.error("real-session", f"session with {session.key_exchange}", "a real one")
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError(
+            "run_round was called by a process that it has itself started, as it imported the "
+            'script: call it under if __name__ == "__main__":'
+        )
+    _check.instance("lost-type", Mapping, lost={} if lost is None else lost)
+    _check.positive("time-limit", time_limit=time_limit)
     n, lost = session.num_clients, dict(lost or {})
     for client, stage in lost.items():
         _check.integer_in("client-id", 1, n, lost=client)
@@ -140,7 +149,9 @@ def _receive(pipe, patience: float):
     try:
         return pipe.recv()
     except EOFError:
-        raise RuntimeError("the server's process ended without an outcome") from None
+        raise RuntimeError(
+            "the server's process ended without an outcome; its own output above says why"
+        ) from None
 
 
 def _server(setting: Setting, seed: bytes, directory, pipe, context) -> None:

@@ -62,7 +62,7 @@ class Setting:
         *,
         public_seed: Any,
         round_id: int = 0,
-        time_limit: float = 60.0,
+        time_limit: float = 300.0,
     ) -> "Setting":
         """The setting of a round, which every party makes for itself.
 

@@ -109,6 +109,7 @@ class LightSecAgg(Protocol):
 
     def __post_init__(self):
         _check.instance("coded-group-type", M31, group=self.group)
+        _check.boolean("consistency", consistency=self.consistency)
         privacy = _check.integer_in("privacy", 1, lagrange.MAX_CLIENTS - 1, privacy=self.privacy)
         least = _check.integer_in(
             "target-survivors", privacy + 1, lagrange.MAX_CLIENTS, survivors=self.survivors

@@ -124,6 +124,7 @@ about a lost client, or of t + 1 and more: ``ok`` False; of t + 2 and more, if o
 
     def __post_init__(self):
         _check.instance("group-type", Ring, group=self.group)
+        _check.boolean("consistency", consistency=self.consistency)
         for name, low in (("degree", 1), ("threshold", 1), ("min_survivors", 2)):
             value = getattr(self, name)
             if value is not None:
