@@ -31,13 +31,13 @@ DROPOUT, COLLUSION = 0.2, 0.1
 
 
 def make_parser(description, *, rounds, quick):
-    """The flags of every example; ``quick`` says what ``--quick`` does."""
+    """The flags of every example; ``quick`` says what ``--quick`` leaves at most."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
     parser.add_argument(
         "--seed", type=int, default=0, help="of data, model and sessions; default: 0"
     )
-    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--quick", action="store_true", help=f"at most {quick}")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
     parser.add_argument(
@@ -259,6 +259,8 @@ def progress(record, rounds):
     import tqdm
 
     done = len(record.rows)
+    if done > rounds:
+        sys.exit(f"--resume: {record.checkpoint} has {done} {record.unit}s, now {rounds}")
     with tqdm.tqdm(total=rounds, initial=done, desc=f"{record.unit}s", mininterval=0.5) as bar:
         for r in range(done, rounds):
             yield r

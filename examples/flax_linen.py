@@ -5,7 +5,7 @@ parameters: nothing else is needed for ``FedAvg``. ``--secagg`` masks the change
 result is the same bit for bit, and compiling takes half a minute.
 """
 
-import sys
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -69,4 +69,6 @@ def main(protocol=fa.Plain()):
 
 
 if __name__ == "__main__":
-    main(fa.SecAgg() if "--secagg" in sys.argv[1:] else fa.Plain())
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--secagg", action="store_true", help="mask what clients upload")
+    main(fa.SecAgg() if parser.parse_args().secagg else fa.Plain())
