@@ -368,7 +368,7 @@ def test_two_sets_of_survivors_with_the_parameters_of_production(k, t, corrupt_f
     kept, view, words = round_of_many(protocol, n)
     assert kept.total.ok  # The control: they do answer about one set.
     corrupt = set((2 + rng.permutation(n - 1)[: int(corrupt_fraction * n)]).tolist())
-    told, sets = rng.integers(2, size=n), np.ones((2, n), bool)
+    told, sets = rng.permutation(n) % 2, np.ones((2, n), bool)
     told[VICTIM - 1] = 0
     sets[1, VICTIM - 1] = False
     clients, outboxes = answers_of_all(protocol, kept, sets, told, corrupt)

@@ -416,9 +416,7 @@ def marked(*arguments, slow):
     return pytest.param(*arguments, marks=pytest.mark.slow if slow else pytest.mark.exhaustive)
 
 
-@pytest.mark.parametrize(
-    ("n", "t"), [marked(n, t, slow=n < 5 or (n, t) == (5, 3)) for n, t in COMPLETE]
-)
+@pytest.mark.parametrize(("n", "t"), [marked(n, t, slow=n < 5) for n, t in COMPLETE])
 def test_every_pattern_up_to_five_clients(n, t):
     """6^n patterns of who is lost before which stage: the plain sum, or zeros."""
     patterns = list(itertools.product(range(6), repeat=n))
