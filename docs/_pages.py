@@ -77,6 +77,19 @@ go through the server, which holds every one of them; what is *sealed* it cannot
 """
 
 
+_FRAMES = """\
+## Between processes
+
+In a round [between processes](processes.md) messages are [frames](wire.md), and some are other than
+in a simulation:
+
+| stage | a client sends | a client receives |
+| --- | --- | --- |
+| *advertise* | [SignedKeys](#signedkeys) | [KeyList](#keylist), of which it makes the board itself |
+| after *upload* | - | [Survivors](#survivors) |
+"""
+
+
 def message_types() -> list[type]:
     """The types of messages, in the order in which their module defines them."""
     things = vars(messages).values()
@@ -87,7 +100,7 @@ def messages_page() -> str:
     """Who sends, receives and sees which message at each stage, and what each message holds."""
     tables = (_stages(name, protocol) for name, protocol in PROTOCOLS.items())
     kinds = (f"### {t.__name__}\n\n{_docstring(t, example=False)}" for t in message_types())
-    return "\n".join([_SEES, *tables, "## The messages\n", *kinds])
+    return "\n".join([_SEES, *tables, _FRAMES, "## The messages\n", *kinds])
 
 
 def _stages(name: str, protocol: fa.Protocol) -> str:
