@@ -85,7 +85,7 @@ in a simulation:
 
 | stage | a client sends | a client receives |
 | --- | --- | --- |
-| *advertise* | [SignedKeys](#signedkeys) | [KeyList](#keylist), of which it makes the board itself |
+| *advertise* | [SignedKeys](#signedkeys) | [KeyList](#keylist), which it makes the board of |
 | after *upload* | - | [Survivors](#survivors) |
 """
 
