@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import time
 import zipfile
@@ -28,6 +29,8 @@ ALGORITHMS = (
 PROTOCOLS = ("secagg", "secagg+", "plain")
 # SecAgg+ is planned for this part of the clients lost, and this part corrupt.
 DROPOUT, COLLUSION = 0.2, 0.1
+# The signals of Ctrl-C that have come.
+interrupts: list[int] = []
 
 
 def make_parser(description, *, rounds, quick):
@@ -70,10 +73,16 @@ def make_log(options):
 
 def call(main):
     """Runs an example; Ctrl-C ends it with one line."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: the same command with --resume goes on where it was")
+
+
+def _interrupt(number, frame):
+    interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 def check_settings(checkpoint, then, now):
@@ -263,6 +272,9 @@ def progress(record, rounds):
         sys.exit(f"--resume: {record.checkpoint} has {done} {record.unit}s, now {rounds}")
     with tqdm.tqdm(total=rounds, initial=done, desc=f"{record.unit}s", mininterval=0.5) as bar:
         for r in range(done, rounds):
+            # An exception that is raised while Python collects garbage is lost.
+            if interrupts:
+                raise KeyboardInterrupt
             yield r
             bar.set_postfix_str(f"{record.columns[0]} {record.rows[-1][0]:.3f}", refresh=False)
             bar.update()
