@@ -135,7 +135,7 @@ def connect(setting, people, directory, client, address):
 
 
 def test_clients_that_say_nothing_or_nonsense_cost_no_more_than_the_time_limit():
-    setting, session, updates, people, directory = parties(5, time_limit=3.0)
+    setting, session, updates, people, directory = parties(5, time_limit=6.0)
     server = Served(setting, people, directory)
 
     def link(client):
@@ -155,7 +155,7 @@ def test_clients_that_say_nothing_or_nonsense_cost_no_more_than_the_time_limit()
     assert [end() for end in players] == ["done", "done"]
     assert outcome.ok
     assert outcome.survivors.tolist() == [True, True, False, False, False]
-    assert outcome.lost[3] == "upload: silent for 3.0 s"
+    assert outcome.lost[3] == "upload: silent for 6.0 s"
     assert outcome.lost[4].startswith("upload: ")
     assert "[frame]" in outcome.lost[4]
     assert outcome.lost[5] == "upload: closed its connection"
@@ -177,7 +177,7 @@ def test_who_does_not_come_is_waited_for_once():
 @pytest.mark.slow
 def test_clients_wait_for_a_server_that_waits_for_others():
     """The server waits for who never comes, then for who says nothing; the others do not end."""
-    setting, session, updates, people, directory = parties(4, Listed(), time_limit=3.0)
+    setting, session, updates, people, directory = parties(4, Listed(), time_limit=9.0)
     server = Served(setting, people, directory)
     world = setting, session, updates, people, directory, server.address
     players = [play(*world, client) for client in (1, 2)]
@@ -186,7 +186,7 @@ def test_clients_wait_for_a_server_that_waits_for_others():
     outcome = server.result()
     assert [end() for end in players] == ["done", "done"]
     assert outcome.survivors.tolist() == [True, True, False, False]
-    assert outcome.lost == {3: "advertise: silent for 3.0 s", 4: "not here within 3.0 s"}
+    assert outcome.lost == {3: "advertise: silent for 9.0 s", 4: "not here within 9.0 s"}
 
 
 def advertise(link, setting, identity, key, signature=None):
@@ -221,7 +221,7 @@ def test_bad_keys_cost_only_those_who_advertise_them():
 
 @pytest.mark.slow
 def test_who_comes_late_is_not_let_in():
-    setting, session, updates, people, directory = parties(3, Listed(), time_limit=4.0)
+    setting, session, updates, people, directory = parties(3, Listed(), time_limit=9.0)
     server = Served(setting, people, directory)
     world = setting, session, updates, people, directory, server.address
     first = play(*world, 1)
@@ -233,7 +233,7 @@ def test_who_comes_late_is_not_let_in():
     late.send("hello", ())
     outcome = server.result()
     assert outcome.survivors.tolist() == [True, False, False]
-    assert outcome.lost[2] == "not here within 4.0 s"
+    assert outcome.lost[2] == "not here within 9.0 s"
 
 
 def upload_of(setting, updates, session, client):
