@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_agg as fa
-from fedjax_agg.host.identity import Identity, check_signatures, link_key, sign_keys
+from fedjax_agg.host.identity import Identity, check_signatures, link_key, sign_keys, valid_keys
 from fedjax_agg.host.keys import X25519, client_session, real_session
 from fedjax_agg.structure import Structure
 from fedjax_agg.symmetric import key_schedule
@@ -231,7 +231,8 @@ def signed_list(n=3, session=b"s" * 32, round_id=4):
 
 
 def test_a_list_that_all_have_signed_passes():
-    check_signatures(*signed_list())
+    assert check_signatures(*signed_list()) is None
+    assert valid_keys(*signed_list()).all()
 
 
 def changed(what):
@@ -257,12 +258,18 @@ def changed(what):
 def test_a_client_refuses_what_its_owner_has_not_signed(what):
     with pytest.raises(ValueError, match=r"the keys of client \d .*refuse-signature"):
         check_signatures(*changed(what))
+    valid = valid_keys(*changed(what))
+    # The first two rows are exchanged; of a session and a round nobody has signed anything.
+    nobody = {"the session": [], "the round": [], "two rows": [2]}
+    assert np.flatnonzero(valid).tolist() == nobody.get(what, [0, 2])
 
 
 def test_who_is_not_there_needs_no_signature():
     directory, keys, signatures, present, session, round_id = changed("a key")
     present[1] = False
-    check_signatures(directory, keys, signatures, present, session, round_id)
+    arguments = directory, keys, signatures, present, session, round_id
+    assert check_signatures(*arguments) is None
+    assert valid_keys(*arguments).tolist() == [True, False, True]
 
 
 def test_a_link_key_is_of_two_parties_a_session_a_round_and_a_client():
