@@ -17,6 +17,23 @@ from fedjax_agg.symmetric.sha256 import hmac_sha256, sha256
 # The keys of a channel: two to seal with and one to attest with, to the peer and then from it.
 ATTEST, FROM_PEER = 2, 3
 
+# The reasons for which a client of either family refuses to go on; the first two are about keys.
+RULES = (
+    "own-keys",
+    "invalid-key",
+    "few-keys",
+    "late-share",
+    "sealed-share",
+    "few-shares",
+    "declared-lost",
+    "unknown-survivor",
+    "few-survivors",
+    "attested-already",
+    "other-set",
+    "few-attestations",
+    "answered-already",
+)
+
 
 def channel_keys(
     channel: jax.Array, peers: jax.Array, session_id: jax.Array, ctx: RoundContext

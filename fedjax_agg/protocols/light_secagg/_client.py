@@ -8,30 +8,13 @@ import numpy as np
 
 from fedjax_agg.arithmetic import m31
 from fedjax_agg.protocols import _channels
-from fedjax_agg.protocols._channels import ATTEST, FROM_PEER
+from fedjax_agg.protocols._channels import ATTEST, FROM_PEER, RULES
 from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.session import RoundContext
 from fedjax_agg.sharing import lagrange
 from fedjax_agg.symmetric import key_schedule
 from fedjax_agg.symmetric.chacha20 import keystream
 from fedjax_agg.wire import Attestations, CodedShares, CodedSum
-
-# The reasons for which a client refuses to go on.
-RULES = (
-    "own-keys",
-    "invalid-key",
-    "few-keys",
-    "late-share",
-    "sealed-share",
-    "few-shares",
-    "declared-lost",
-    "unknown-survivor",
-    "few-survivors",
-    "attested-already",
-    "other-set",
-    "few-attestations",
-    "answered-already",
-)
 
 
 class CodedKeys(NamedTuple):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_agg.protocols import _channels
 from fedjax_agg.protocols.protocol import Refusals
 from fedjax_agg.session import RoundContext
 from fedjax_agg.symmetric import key_schedule
@@ -16,22 +17,7 @@ CHANNEL, MASK = 0, 1
 _UPDATE_SEGMENT = 0
 
 # The reasons for which a client refuses to go on.
-RULES = (
-    "own-keys",
-    "invalid-key",
-    "graph",
-    "few-keys",
-    "late-share",
-    "sealed-share",
-    "few-shares",
-    "declared-lost",
-    "unknown-survivor",
-    "few-survivors",
-    "attested-already",
-    "other-set",
-    "few-attestations",
-    "answered-already",
-)
+RULES = (*_channels.RULES[:2], "graph", *_channels.RULES[2:])
 
 
 class Keys(NamedTuple):
