@@ -10,9 +10,10 @@ from jax import lax
 
 from fedjax_agg.session import RoundContext
 from fedjax_agg.symmetric import key_schedule
-from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
+from fedjax_agg.symmetric.hmac_words import DIGEST_PADDING, hmac_words
+from fedjax_agg.symmetric.octets import bytes_from_words, swap_bytes, words_from_bytes
 from fedjax_agg.symmetric.seal import Sealed, open_with, seal_with
-from fedjax_agg.symmetric.sha256 import hmac_sha256, sha256
+from fedjax_agg.symmetric.sha256 import sha256
 
 # The keys of a channel: two to seal with and one to attest with, to the peer and then from it.
 ATTEST, FROM_PEER = 2, 3
@@ -88,8 +89,10 @@ def survivors_digest(session_id: jax.Array, ctx: RoundContext) -> jax.Array:
 def tags(keys: jax.Array, digest: jax.Array) -> jax.Array:
     """The word on a set under each of k keys: uint32[k, 8]."""
 
+    message = jnp.concatenate([words_from_bytes(digest, "big"), DIGEST_PADDING])
+
     def tag(key):
-        return words_from_bytes(hmac_sha256(bytes_from_words(key), digest))
+        return swap_bytes(hmac_words(jnp.pad(swap_bytes(key), (0, 8)), message))
 
     return jax.vmap(tag)(keys)
 

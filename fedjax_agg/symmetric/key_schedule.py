@@ -21,8 +21,9 @@ import numpy as np
 from jax import lax
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.octets import bytes_from_words, swap_bytes
-from fedjax_agg.symmetric.sha256 import DIGEST_BYTES, hkdf_block
+from fedjax_agg.symmetric.hmac_words import fill, hkdf_words, template
+from fedjax_agg.symmetric.octets import swap_bytes, words_from_bytes
+from fedjax_agg.symmetric.sha256 import DIGEST_BYTES
 
 # What is derived here is part of the wire format: a change needs another version.
 WIRE_VERSION = 1
@@ -190,26 +191,23 @@ def _derive(
     count = len(labels)
     shapes = ((), (count,), (count,))
     round_id, first, second = (jnp.broadcast_to(x, shape) for x, shape in zip(numbers, shapes))
-    # The upper half of the round's number is zero.
-    parties = jnp.stack([jnp.zeros_like(first), jnp.broadcast_to(round_id, count), first, second])
-    parties = bytes_from_words(parties.T, "big")
-    context = () if context_hash is None else (context_hash,)
+    context = [] if context_hash is None else list(words_from_bytes(context_hash, "big"))
     salt = swap_bytes(salt)
     keys = jnp.broadcast_to(swap_bytes(ikm), (count, 8))
+    purposes = [f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode() for label in labels]
+    # The numbers follow the label; the upper half of the round's is zero.
+    room = bytes(8 + 4 + 4 + 4 * len(context))
+    messages = np.stack([template(purpose + room + b"\1") for purpose in purposes])
+    at = len(purposes[0]) + 4
 
-    def derive(key, purpose, parties):
-        return hkdf_block(key, salt, jnp.concatenate([purpose, parties, *context]))
+    def derive(key, message, *parties):
+        return hkdf_words(key, salt, fill(message, [round_id, *parties, *context], at))
 
-    purposes = [
-        np.frombuffer(f"fedjax_agg/v{WIRE_VERSION}/{label}\0".encode(), np.uint8)
-        for label in labels
-    ]
     if count == 1:
-        return swap_bytes(derive(keys[0], purposes[0], parties[0]))[None]
+        return swap_bytes(derive(keys[0], messages[0], first[0], second[0]))[None]
     # One after the other, so that many labels are no more to compile than one.
-    return swap_bytes(
-        lax.map(lambda row: derive(*row), (keys, jnp.asarray(np.stack(purposes)), parties))
-    )
+    rows = keys, jnp.asarray(messages), first, second
+    return swap_bytes(lax.map(lambda row: derive(*row), rows))
 
 
 def segment_nonce(segment: int) -> np.ndarray:

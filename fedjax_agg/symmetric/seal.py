@@ -14,9 +14,9 @@ import numpy as np
 
 from fedjax_agg import _check
 from fedjax_agg.symmetric.chacha20_block import short_keystream
+from fedjax_agg.symmetric.hmac_words import fill, hmac_words, template
 from fedjax_agg.symmetric.key_schedule import SEAL_ENC, SEAL_MAC, WIRE_VERSION, derive_keys
-from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
-from fedjax_agg.symmetric.sha256 import hmac_sha256
+from fedjax_agg.symmetric.octets import swap_bytes
 
 
 class Sealed(NamedTuple):
@@ -239,17 +239,20 @@ def _crypt(key: jax.Array, words: jax.Array) -> jax.Array:
     return words ^ short_keystream(key, np.zeros(3, np.uint32), words.shape[0])
 
 
-def _tag(key: jax.Array, ciphertext: jax.Array, round_id, sender, receiver) -> jax.Array:
-    # Of fixed length, so that no header and ciphertext run together like another pair of them.
-    numbers = (WIRE_VERSION, 0, round_id, sender, receiver)
-    header = jnp.stack([jnp.asarray(number, jnp.uint32) for number in numbers])
-    return _authenticate(key, header, ciphertext)
+def _tag(key: jax.Array, ciphertext: jax.Array, *numbers: jax.Array | int) -> jax.Array:
+    return _authenticate(key, ciphertext, [jnp.asarray(x, jnp.uint32) for x in numbers])
 
 
 @jax.jit
-def _authenticate(key: jax.Array, header: jax.Array, ciphertext: jax.Array) -> jax.Array:
-    message = jnp.concatenate([bytes_from_words(header, "big"), bytes_from_words(ciphertext)])
-    return words_from_bytes(hmac_sha256(bytes_from_words(key), message))
+def _authenticate(key: jax.Array, ciphertext: jax.Array, numbers: list[jax.Array]) -> jax.Array:
+    # Of fixed length, so that no header and ciphertext run together like another pair of them.
+    header = WIRE_VERSION.to_bytes(4, "big") + bytes(16)
+    message = template(header + bytes(4 * ciphertext.shape[0]))
+    after = message.shape[0] - len(header) // 4 - ciphertext.shape[0]
+    message = message | jnp.pad(swap_bytes(ciphertext), (len(header) // 4, after))
+    # Round, sender and receiver; the upper half of the round's number is zero.
+    padded_key = jnp.pad(swap_bytes(key), (0, 8))
+    return swap_bytes(hmac_words(padded_key, fill(message, numbers, at=8)))
 
 
 def _require_message(**argument: jax.Array) -> None:

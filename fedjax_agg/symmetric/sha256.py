@@ -15,22 +15,11 @@ import numpy as np
 from jax import lax
 
 from fedjax_agg import _check
+from fedjax_agg.symmetric.hmac_words import BLOCK_BYTES, hmac_words, padding
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
-from fedjax_agg.symmetric.sha256_block import (
-    INITIAL_STATE,
-    WORDS_PER_BLOCK,
-    compress,
-    constants,
-)
+from fedjax_agg.symmetric.sha256_block import INITIAL_STATE, WORDS_PER_BLOCK, compress
 
 DIGEST_BYTES = 32
-_BLOCK_BYTES = 64
-
-
-# The end of every outer HMAC message, 64 + 32 bytes = 768 bits: FIPS 180-4, section 5.1.1.
-_OUTER_PADDING = constants("80000000 0 0 0 0 0 0 300")
-_INNER_PAD = np.uint32(0x36363636)
-_OUTER_PAD = np.uint32(0x5C5C5C5C)
 
 
 def sha256(message: jax.Array) -> jax.Array:
@@ -159,11 +148,8 @@ def hkdf(ikm: jax.Array, salt: jax.Array, info: jax.Array, length: int) -> jax.A
 
 def _padded(message: jax.Array, bytes_before: int) -> jax.Array:
     """The blocks of a message, uint8[n] to uint32[blocks, 16]: FIPS 180-4, section 5.1.1."""
-    length = message.shape[0]
-    padding = bytearray(1 + 8 + -(length + 1 + 8) % _BLOCK_BYTES)
-    padding[0] = 0x80
-    padding[-8:] = (8 * (bytes_before + length)).to_bytes(8, "big")
-    padded = jnp.concatenate([message, np.frombuffer(bytes(padding), np.uint8)])
+    end = np.frombuffer(padding(message.shape[0], bytes_before), np.uint8)
+    padded = jnp.concatenate([message, end])
     return words_from_bytes(padded, "big").reshape(-1, WORDS_PER_BLOCK)
 
 
@@ -178,88 +164,11 @@ def _sha256(message: jax.Array) -> jax.Array:
 
 @jax.jit
 def _hmac(key: jax.Array, message: jax.Array) -> jax.Array:
-    """RFC 2104, section 2, as one loop of compressions: inner pad, message, outer pad, digest.
-
-    One loop, and no state kept between calls, because each place that compresses is half a second
-    of compilation.
-    """
-    if key.shape[0] > _BLOCK_BYTES:
+    if key.shape[0] > BLOCK_BYTES:
         key = _sha256(key)
-    padding = np.zeros(_BLOCK_BYTES - key.shape[0], np.uint8)
-    block = words_from_bytes(jnp.concatenate([key, padding]), "big")
-    inner, outer = block ^ _INNER_PAD, block ^ _OUTER_PAD
-    nothing = jnp.zeros(WORDS_PER_BLOCK, jnp.uint32)
-    blocks = jnp.stack([inner, *_padded(message, _BLOCK_BYTES), outer, nothing])
-    initial = jnp.asarray(INITIAL_STATE)
-    count = blocks.shape[0]
-
-    def absorb(carry, step):
-        state, digest = carry
-        block, is_outer, is_last = step
-        digest = jnp.where(is_outer, state, digest)
-        block = jnp.where(is_last, jnp.concatenate([digest, _OUTER_PADDING]), block)
-        return (compress(jnp.where(is_outer, initial, state), block), digest), None
-
-    steps = (blocks, np.arange(count) == count - 2, np.arange(count) == count - 1)
-    (state, _), _ = lax.scan(absorb, (initial, initial), steps)
-    return bytes_from_words(state, "big")
-
-
-@jax.jit
-def hkdf_block(ikm: jax.Array, salt: jax.Array, info: jax.Array) -> jax.Array:
-    """HKDF with 32 bytes of salt, of keying material and of output: RFC 5869, section 2.
-
-    The two HMACs are one loop of compressions, so that a key is one such loop to compile and not
-    four.
-
-    Args:
-        ikm: uint32[8], big-endian words.
-        salt: uint32[8], big-endian words.
-        info: uint8[n], what the output is for.
-
-    Returns:
-        uint32[8], big-endian words.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> zeros, nothing = jnp.zeros(8, jnp.uint32), jnp.zeros(0, jnp.uint8)
-        >>> key = hkdf(bytes_from_words(zeros), bytes_from_words(zeros), nothing, 32)
-        >>> bool((words_from_bytes(key, "big") == hkdf_block(zeros, zeros, nothing)).all())
-        True
-    """
-    padding = np.zeros(8, np.uint32)
-    key = jnp.concatenate([salt, padding])
-    nothing = jnp.zeros(WORDS_PER_BLOCK, jnp.uint32)
-    message = _padded(jnp.concatenate([info, np.ones(1, np.uint8)]), _BLOCK_BYTES)
-    literal = [key ^ _INNER_PAD, jnp.concatenate([ikm, _OUTER_PADDING]), key ^ _OUTER_PAD]
-    blocks = jnp.stack([*literal, nothing, nothing, *message, nothing, nothing])
-    # What each step compresses: a block as it is, the digest of the inner hash, or the
-    # pseudorandom key with one of HMAC's pads. A pad begins a hash.
-    literally, digest, inner_pad, outer_pad = range(4)
-    first = [literally] * 3 + [digest, inner_pad] + [literally] * len(message)
-    kinds = np.array([*first, outer_pad, digest], np.int32)
-    begins = np.isin(np.arange(len(kinds)), [0, 2, 4, len(kinds) - 2])
-    extracted = np.arange(len(kinds)) == 3
-    initial = jnp.asarray(INITIAL_STATE)
-
-    def absorb(carry, step):
-        state, inner, prk = carry
-        block, kind, begin, is_prk = step
-        inner = jnp.where(begin, state, inner)
-        padded = jnp.concatenate([prk, padding])
-        block = lax.select_n(
-            jnp.broadcast_to(kind, block.shape),
-            block,
-            jnp.concatenate([inner, _OUTER_PADDING]),
-            padded ^ _INNER_PAD,
-            padded ^ _OUTER_PAD,
-        )
-        state = compress(jnp.where(begin, initial, state), block)
-        return (state, inner, jnp.where(is_prk, state, prk)), None
-
-    steps = (blocks, kinds, begins, extracted)
-    (state, _, _), _ = lax.scan(absorb, (initial, initial, initial), steps)
-    return state
+    key = jnp.concatenate([key, np.zeros(BLOCK_BYTES - key.shape[0], np.uint8)])
+    blocks = _padded(message, BLOCK_BYTES)
+    return bytes_from_words(hmac_words(words_from_bytes(key, "big"), blocks.ravel()), "big")
 
 
 @functools.partial(jax.jit, static_argnums=2)

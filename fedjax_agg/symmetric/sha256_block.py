@@ -121,11 +121,23 @@ def _rounds_of_few(state: jax.Array, block: jax.Array) -> jax.Array:
     return state + registers
 
 
+@jax.jit
+def compress_rows(states: jax.Array, blocks: jax.Array) -> jax.Array:
+    """``compress`` of m inputs with their words in rows: uint32[8, m], uint32[16, m] -> [8, m].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> compress_rows(jnp.zeros((8, 3), jnp.uint32), jnp.zeros((16, 3), jnp.uint32)).shape
+        (8, 3)
+    """
+    if states.shape[1] <= FEW:
+        return _rounds_of_few(states, blocks)
+    return jnp.stack(_rounds(tuple(states), blocks))
+
+
 @over_lanes
 def _compress_all(states: jax.Array, blocks: jax.Array) -> jax.Array:
-    if states.shape[0] <= FEW:
-        return _rounds_of_few(states.T, blocks.T).T
-    return jnp.stack(_rounds(tuple(states.T), blocks.T), axis=1)
+    return compress_rows(states.T, blocks.T).T
 
 
 def compress(state: jax.Array, block: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedjax_agg.symmetric import sha256_block
+from fedjax_agg.symmetric.hmac_words import fill, hkdf_words, hmac_words, template
 from fedjax_agg.symmetric.key_schedule import (
     PAIR_MASK,
     SEAL_ENC,
@@ -24,7 +25,6 @@ from fedjax_agg.symmetric.key_schedule import (
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
 from fedjax_agg.symmetric.sha256 import (
     hkdf,
-    hkdf_block,
     hkdf_expand,
     hkdf_extract,
     hmac_sha256,
@@ -162,10 +162,30 @@ def test_one_block_of_hkdf_against_openssl(length):
     """The lengths around the borders of blocks; those of the key schedule are 31 to 80 bytes."""
     ikm, salt, info = random_bytes(3, 32, seed=1), random_bytes(3, 32, seed=2), random_bytes(length)
     big_endian = functools.partial(words_from_bytes, byteorder="big")
-    keys = jax.vmap(hkdf_block, (0, 0, None))(big_endian(ikm), big_endian(salt), info)
+    message = jnp.asarray(template(info.tobytes() + b"\1"))
+    keys = jax.vmap(hkdf_words, (0, 0, None))(big_endian(ikm), big_endian(salt), message)
     for key, i, s in zip(bytes_from_words(keys, "big"), ikm, salt):
         expected = HKDF(hashes.SHA256(), 32, s.tobytes(), info.tobytes()).derive(i.tobytes())
         assert bytes(key) == expected
+
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize("length", [0, 32, 55, 56, 92, 119])
+def test_hmac_of_words_against_openssl(length):
+    keys, message = random_bytes(3, 64, seed=1), random_bytes(length)
+    words = words_from_bytes(keys, "big")
+    macs = jax.vmap(hmac_words, (0, None))(words, jnp.asarray(template(message.tobytes())))
+    assert [bytes(mac) for mac in bytes_from_words(macs, "big")] == [
+        hmac.digest(key.tobytes(), message.tobytes(), "sha256") for key in keys
+    ]
+
+
+@pytest.mark.parametrize("at", range(8, 13))
+def test_numbers_take_the_place_of_zeros(at):
+    numbers = [0x01020304, 0xFFFFFFFF]
+    filled = fill(template(bytes(range(at)) + bytes(8) + b"end"), map(jnp.uint32, numbers), at)
+    expected = bytes(range(at)) + b"".join(x.to_bytes(4, "big") for x in numbers) + b"end"
+    np.testing.assert_array_equal(filled, template(expected))
 
 
 def test_nothing_becomes_64_bits_wide_and_the_same_bits_with_them_enabled():
