@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from fedjax_agg import _check, _xla
+from fedjax_agg import _check
 from fedjax_agg.symmetric.lanes import over_lanes
 
 WORDS_PER_BLOCK = 16
@@ -17,6 +17,10 @@ BLOCKS = 2**32
 _CONSTANTS = np.array([0x61707865, 0x3320646E, 0x79622D32, 0x6B206574], np.uint32)
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+# So many blocks at a time stay in the cache, and one shape for all numbers of keys is one program
+# to compile however many places ask for blocks. A number as small as this fills no such shape.
+_LANES = 512
+_VERY_FEW = 16
 
 
 def _rotate_left(x: jax.Array, amount: int) -> jax.Array:
@@ -36,6 +40,7 @@ def _quarter_round(a, b, c, d):
     return a, b, c, d
 
 
+@jax.jit
 def double_round(state: Sequence[jax.Array]) -> list[jax.Array]:
     """A column round and a diagonal round: RFC 8439, section 2.3.
 
@@ -101,23 +106,33 @@ def chacha20_block(key: jax.Array, counter: ArrayLike, nonce: ArrayLike) -> jax.
 
 @over_lanes
 def _blocks(keys: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Array:
-    """Blocks of many keys, the state by its four rows: uint32[m, 16].
+    """Blocks of many keys: uint32[m, 16]."""
+    inputs = jnp.concatenate([keys, counters[:, None], nonces], axis=1)
+    m = keys.shape[0]
+    if m <= _VERY_FEW:
+        return _block_of_lanes(inputs.T).T
+    padded = jnp.pad(inputs, ((0, -m % _LANES), (0, 0)))
+    blocks = lax.map(lambda some: _block_of_lanes(some.T).T, padded.reshape(-1, _LANES, 12))
+    return blocks.reshape(-1, WORDS_PER_BLOCK)[:m]
+
+
+def _block_of_lanes(inputs: jax.Array) -> jax.Array:
+    """Blocks side by side, the state by its four rows: uint32[12, m] to uint32[16, m].
 
     A diagonal round is a column round of the state whose second, third and fourth rows are turned
     by one, two and three words, and turned back after it. Four rows are a quarter of the program
     that sixteen words are, and of the time to compile it.
     """
-    constants = jnp.broadcast_to(_CONSTANTS[:, None], (4, keys.shape[0]))
-    rows = [constants, keys.T[:4], keys.T[4:], jnp.concatenate([counters[None], nonces.T])]
-    first = [_xla.varying_with(row, keys, counters, nonces) for row in rows]
+    constants = jnp.broadcast_to(_CONSTANTS[:, None], (4, inputs.shape[1]))
+    first = jnp.concatenate([constants, inputs])
 
     def single_round(i, rows):
         a, b, c, d = _quarter_round(*rows)
         forth = i % 2 == 0
         return [a, _turn(b, forth, 1), _turn(c, forth, 2), _turn(d, forth, 3)]
 
-    last = lax.fori_loop(0, 20, single_round, first)
-    return (jnp.concatenate(last) + jnp.concatenate(first)).T
+    last = lax.fori_loop(0, 20, single_round, jnp.split(first, 4))
+    return jnp.concatenate(last) + first
 
 
 def _turn(row: jax.Array, forth: jax.Array, words: int) -> jax.Array:
