@@ -190,12 +190,7 @@ def reconstruct(shares: jax.Array, present: jax.Array) -> jax.Array:
 
 @jax.jit
 def _interpolate(shares: jax.Array, present: jax.Array) -> jax.Array:
-    return m31.sum(_terms(shares, present))
-
-
-def _terms(shares: jax.Array, present: jax.Array) -> jax.Array:
-    """The shares times their weights, uint32[k, c], of which the secrets are the sum."""
-    return m31.multiply(m31.reduce(shares), _weights(present)[:, None])
+    return m31.matmul(_weights(present)[None], m31.reduce(shares))[0]
 
 
 def _require_shares(shares: jax.Array, present: jax.Array) -> int:
@@ -299,15 +294,15 @@ def _recover(
     # lambda_s x_s e and lambda_s x_s^2 e: not 0, and their ratio is x_s, in every chunk. Any two
     # columns (lambda_i x_i, lambda_i x_i^2) are independent, so two slots cannot cancel.
     k = shares.shape[0]
-    points = jnp.arange(1, k + 1, dtype=jnp.uint32)[:, None]
-    terms = _terms(shares, present)
-    once = m31.multiply_short(terms, points)
-    first, second = m31.sum(once), m31.sum(m31.multiply_short(once, points))
+    weights, points = _weights(present), jnp.arange(1, k + 1, dtype=jnp.uint32)
+    once = m31.multiply_short(weights, points)
+    rows = jnp.stack([weights, once, m31.multiply_short(once, points)])
+    secrets, first, second = m31.matmul(rows, m31.reduce(shares))
     spare = jnp.sum(present, dtype=jnp.int32) - threshold
     first = jnp.where(spare >= np.int32(1), first, np.uint32(0))
     second = jnp.where(spare >= np.int32(2), second, np.uint32(0))
     consistent = ~jnp.any((first | second) != np.uint32(0))
-    explains = jnp.all(m31.multiply_short(first[None], points) == second[None], axis=1)
+    explains = jnp.all(m31.multiply_short(first[None], points[:, None]) == second[None], axis=1)
     slots = np.arange(k, dtype=np.int32)
     culprit = jnp.max(jnp.where(present & explains & ~consistent, slots, np.int32(-1)))
-    return m31.sum(terms), ShareCheck(consistent, culprit)
+    return secrets, ShareCheck(consistent, culprit)
