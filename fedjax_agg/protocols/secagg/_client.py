@@ -158,10 +158,9 @@ def unmask(
 
 def _posted_wrongly(own_keys: PublicKeys, board: Board, own: jax.Array) -> jax.Array:
     """Whether the board lacks this client's keys, or has anybody's key twice: bool[]."""
-    wrong = ~board.present[own]
-    for mine, posted in zip(own_keys, board.keys):
-        wrong = wrong | jnp.any(posted[own] != mine) | _channels.some_twice(posted, board.present)
-    return wrong
+    posted, mine = jnp.stack(board.keys), jnp.stack(own_keys)
+    twice = jax.vmap(_channels.some_twice, (0, None))(posted, board.present)
+    return ~board.present[own] | jnp.any(posted[:, own] != mine) | jnp.any(twice)
 
 
 def _index(ctx: RoundContext) -> jax.Array:

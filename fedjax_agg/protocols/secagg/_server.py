@@ -104,10 +104,13 @@ def _missing_keys(
     n, k = missing.shape
     step_size = min(_EDGES_PER_STEP, n * k)
     size = -(-n * k // step_size) * step_size
-    (edges,) = jnp.nonzero(missing.ravel(), size=size, fill_value=n * k)
+    # A sort is one program to compile, where the running count of ``jnp.nonzero`` is twenty.
+    every = jnp.arange(n * k, dtype=jnp.int32)
+    edges = jnp.sort(jnp.where(missing.ravel(), every, np.int32(n * k)))
+    edges = jnp.pad(edges, (0, size - n * k))
     count = jnp.sum(missing, dtype=jnp.int32)
     real = jnp.arange(size, dtype=jnp.int32) < count
-    edges = jnp.where(real, edges.astype(jnp.int32), np.int32(0))
+    edges = jnp.where(real, edges, np.int32(0))
     lost, slot = edges // np.int32(k), edges % np.int32(k)
     peer = board.neighbours[lost, slot]
     # The survivor has added the mask if the lost client's id is the smaller one.
