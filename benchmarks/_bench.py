@@ -99,6 +99,18 @@ def report(result: Any) -> None:
     print(json.dumps(result), flush=True)
 
 
+def why_not_installed(requirement: str) -> str:
+    """What the installer says about a peer that is not there; it installs nothing."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return f"{' '.join(command[1:])}: {problem}"
+    if done.returncode:
+        return done.stderr.strip()
+    return f"not installed; python -m pip install '{requirement}' would do it"
+
+
 # Timing.
 
 

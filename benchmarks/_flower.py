@@ -7,8 +7,6 @@ They are put together as ``flwr.client.mod.secure_aggregation.secaggplus_mod`` a
 import base64
 import importlib.metadata
 import os
-import subprocess
-import sys
 
 REQUIREMENT = "flwr>=1.20"
 # The defaults of Flower's workflow.
@@ -24,18 +22,6 @@ def versions():
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
-
-
-def why_not_installed():
-    """What the installer says; it installs nothing."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", REQUIREMENT]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        return f"{' '.join(command[1:])}: {problem}"
-    if done.returncode:
-        return done.stderr.strip()
-    return f"not installed; python -m pip install '{REQUIREMENT}' would do it"
 
 
 def calls(update, k, t, answering):

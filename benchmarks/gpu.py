@@ -114,11 +114,11 @@ def _keystream(m, length, limits, on_gpu, seconds):
 
     def scan_over_keys(keys, coefficients, nonce):
         """The plain form: one key after the other into an accumulator in memory."""
+        first, nothing = jnp.uint32(0), jnp.zeros(length, jnp.uint32)
 
         def add(total, row):
-            return total + row[1] * chacha20.keystream(row[0], nonce, length), None
+            return total + row[1] * chacha20._single(row[0], nonce, first, length), None
 
-        nothing = jnp.zeros(length, jnp.uint32)
         return jax.lax.scan(add, nothing, (keys, coefficients))[0]
 
     def in_lanes(keys, coefficients, nonce):

@@ -62,12 +62,12 @@ def _measure(task) -> None:
     skipped = {}
     try:
         masked["ckks"], sent["ckks"] = _ckks(updates)
-    except ImportError as missing:
-        skipped["ckks"] = f"{missing}: pip install tenseal"
+    except ImportError:
+        skipped["ckks"] = _bench.why_not_installed("tenseal")
     try:
         rounds["drjax"] = _drjax(updates)
-    except ImportError as missing:
-        skipped["drjax"] = f"{missing}: pip install drjax"
+    except ImportError:
+        skipped["drjax"] = _bench.why_not_installed("drjax")
     _bench.progress(f"{n} clients, {d} coordinates: {', '.join(masked)}")
     times = _bench.interleaved(masked, seconds=task["seconds"], least=3)
     _bench.progress(f"{n} clients, {d} coordinates: {', '.join(rounds)}")
@@ -98,7 +98,7 @@ def _rounds(updates):
 
     import fedjax_agg as fa
 
-    n = updates.shape[0]
+    n, options = updates.shape[0], {"compiler_options": fa.compiler_options()}
     session = fa.simulated_session(fa.fixed_seed(0), num_clients=n)
     x = jnp.asarray(updates)
     secagg_plus = fa.SecAgg(degree=min(NEIGHBOURS, n - 1))
@@ -107,11 +107,11 @@ def _rounds(updates):
         codec = fa.FixedPoint(clip=1.0, rounding=rounding)
         run = jax.jit(
             lambda x, session: fa.secure_mean(x, session, codec=codec, protocol=protocol),
-            compiler_options=fa.compiler_options(),
+            **options,
         )
         return lambda: jax.block_until_ready(run(x, session))
 
-    matmul = jax.jit(lambda x: jnp.ones((1, n), jnp.float32) @ x / n)
+    matmul = jax.jit(lambda x: jnp.ones((1, n), jnp.float32) @ x / n, **options)
     calls = {
         "secagg_plus": round_of(secagg_plus, "stochastic"),
         "plain_nearest": round_of(fa.Plain(), "nearest"),
@@ -130,8 +130,10 @@ def _drjax(updates):
     import jax
     import jax.numpy as jnp
 
+    import fedjax_agg as fa
+
     mean = drjax.program(clients=updates.shape[0])(lambda x: drjax.reduce_mean(x))
-    run = jax.jit(mean)
+    run = jax.jit(mean, compiler_options=fa.compiler_options())
     x = jnp.asarray(updates)
     return lambda: jax.block_until_ready(run(x))
 

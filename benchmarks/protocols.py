@@ -116,7 +116,7 @@ def main() -> None:
             task = {"what": "flower", "seconds": seconds, "cores": cores}
             flower.append(_bench.worker(__file__, cell | task))
     if host["flwr"] is None:
-        skipped.append({"what": "flower", "why": _flower.why_not_installed()})
+        skipped.append({"what": "flower", "why": _bench.why_not_installed(_flower.REQUIREMENT)})
     _show(_results(host, cells, rounds, flower, skipped), arguments.json)
 
 

@@ -150,11 +150,17 @@ def _inputs(n, d):
     return jax.block_until_ready((updates, session))
 
 
-def _compile(function, arguments, **options):
-    """A call that returns when the work is done, and the compiled program."""
+def _compile(function, arguments):
+    """A call that returns when the work is done, and the compiled program.
+
+    Of every program, rounds and limits alike, with the flags that the README asks for.
+    """
     import jax
 
-    compiled = jax.jit(function, **options).lower(*arguments).compile()
+    import fedjax_agg as fa
+
+    jitted = jax.jit(function, compiler_options=fa.compiler_options())
+    compiled = jitted.lower(*arguments).compile()
     return lambda *inputs: jax.block_until_ready(compiled(*inputs)), compiled
 
 
@@ -208,7 +214,6 @@ def _secagg(n, d):
     import fedjax_agg as fa
     from fedjax_agg.symmetric.chacha20 import keystream_sum
 
-    options = {"compiler_options": fa.compiler_options()}
     codec = fa.FixedPoint(clip=1.0)
 
     def masked_round(updates, session):
@@ -219,9 +224,9 @@ def _secagg(n, d):
         of_clients = jax.vmap(lambda key, sign: keystream_sum(key, sign, nonce, d))(keys, signs)
         return of_clients, keystream_sum(keys[0], signs[0], nonce, d)
 
-    masked, compiled = _compile(masked_round, _shapes(n, d), **options)
+    masked, compiled = _compile(masked_round, _shapes(n, d))
     pair_keys = jax.eval_shape(lambda: _pair_keys(n))
-    bound, _ = _compile(keystreams, pair_keys, **options)
+    bound, _ = _compile(keystreams, pair_keys)
     return {"secagg": masked, "keystream": bound}, {"secagg": _compiled_bytes(compiled)}
 
 
@@ -242,7 +247,6 @@ def _planned_seconds(n, d):
     import jax
     import jax.numpy as jnp
 
-    import fedjax_agg as fa
     from fedjax_agg.symmetric.chacha20 import keystream_sum
 
     sample = min(d, 10**5)
@@ -250,7 +254,6 @@ def _planned_seconds(n, d):
     one, _ = _compile(
         lambda keys, signs: keystream_sum(keys, signs, jnp.zeros(3, jnp.uint32), sample),
         (keys, signs),
-        compiler_options=fa.compiler_options(),
     )
     jax.block_until_ready(one(keys, signs))
     begin = time.perf_counter()

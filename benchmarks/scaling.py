@@ -1,4 +1,7 @@
-"""How cost grows: a SecAgg+ client with the cohort, a round with its dimension, cores and devices.
+"""How cost grows: a SecAgg+ client with the cohort and the dimension, a round with its places.
+
+Places are cores, or devices that share them. Strong scaling is one cohort on more of them, weak
+scaling a cohort that grows with them.
 
 A client's work is the sum of its masks: one keystream for each neighbour of the graph that
 ``plan_round`` finds for the cohort, whose degree grows like log n, and one of its own.
@@ -9,6 +12,7 @@ A client's work is the sum of its masks: one keystream for each neighbour of the
 """
 
 import math
+import statistics
 
 import _bench
 
@@ -38,35 +42,54 @@ def main() -> None:
         return _bench.worker(__file__, {"what": what, "seconds": seconds, **task})
 
     cores = _bench.allowed_cores()
+
+    def spread(count, kind):
+        """One cohort, and one as many times as large, on so many cores or devices."""
+        place = {"devices": 1, "cores": cores[:count]} if kind == "cores" else {"devices": count}
+        strong = worker("spread", clients=SPREAD_CLIENTS, **place)
+        if count == 1:
+            return {kind: count, "strong": strong, "weak": strong}
+        weak = worker("spread", clients=SPREAD_CLIENTS * count, **place)
+        return {kind: count, "strong": strong, "weak": weak}
+
     results = {
         "machine": host,
         "clients": worker("clients"),
         "coordinates": worker("length", lengths=lengths),
-        "cores": [
-            {"cores": count} | worker("spread", devices=1, cores=cores[:count])
-            for count in range(1, len(cores) + 1)
-        ],
-        "devices": [
-            {"devices": count} | worker("spread", devices=count)
-            for count in DEVICES
-            if count <= max(2, len(cores))
-        ],
+        "cores": [spread(count, "cores") for count in range(1, len(cores) + 1)],
+        "devices": [spread(count, "devices") for count in DEVICES if count <= max(2, len(cores))],
     }
+    for kind in ("cores", "devices"):
+        first, last = results[kind][0], results[kind][-1]
+        for name in ("plain", "secagg_plus"):
+            for scaling in ("strong", "weak"):
+                times = [row[scaling][f"{name}_milliseconds"]["median"] for row in (first, last)]
+                # Of weak scaling the work has grown as the places have, and 1 is ideal.
+                results[f"{scaling}_speedup_{name}_{last[kind]}_{kind}"] = _bench.significant(
+                    times[0] / times[1], 3
+                )
     results["client_exponent_in_n"] = _exponent(results["clients"], "n")
+    results["client_deviation_from_log_n"] = _deviation_from_log(results["clients"])
     results["client_exponent_in_d"] = _exponent(results["coordinates"], "d", from_=10**4)
     _show(results, arguments.json)
 
 
 def _exponent(rows, name, from_=0):
     """The slope of log time against log n or log d."""
-    points = [
-        (math.log(row[name]), math.log(row["milliseconds"]["median"]))
-        for row in rows
-        if row[name] >= from_
-    ]
-    x, y = (sum(values) / len(points) for values in zip(*points))
-    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return _bench.significant(slope, 3)
+    rows = [row for row in rows if row[name] >= from_]
+    times = [math.log(row["milliseconds"]["median"]) for row in rows]
+    return _bench.significant(
+        statistics.linear_regression([math.log(row[name]) for row in rows], times).slope, 3
+    )
+
+
+def _deviation_from_log(rows):
+    """How far the times are from a + b log n at most, as a share of them."""
+    x = [math.log(row["n"]) for row in rows]
+    times = [row["milliseconds"]["median"] for row in rows]
+    line = statistics.linear_regression(x, times)
+    off = max(abs(line.slope * a + line.intercept - t) / t for a, t in zip(x, times))
+    return _bench.significant(off, 3)
 
 
 def _masks(keys, length):
@@ -144,12 +167,14 @@ def _spread(task) -> None:
     jax.config.update("jax_num_cpu_devices", task["devices"])
     mesh = jax.make_mesh((task["devices"],), ("clients",))
     by_client = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
-    x = jax.random.normal(jax.random.key(0), (SPREAD_CLIENTS, SPREAD_COORDINATES)) / 1000
+    clients = task["clients"]
+    x = jax.random.normal(jax.random.key(0), (clients, SPREAD_COORDINATES)) / 1000
     x = jax.device_put(x, by_client)
-    session = fa.simulated_session(fa.fixed_seed(0), num_clients=SPREAD_CLIENTS)
+    session = fa.simulated_session(fa.fixed_seed(0), num_clients=clients)
     protocols = {"plain": fa.Plain(), "secagg_plus": fa.SecAgg(degree=NEIGHBOURS)}
     codec = fa.FixedPoint(clip=1.0)
-    where = f"{task['devices']} devices, {len(task.get('cores') or _bench.allowed_cores())} cores"
+    available = len(task.get("cores") or _bench.allowed_cores())
+    where = f"{clients} clients, {task['devices']} devices, {available} cores"
     _bench.progress(f"{where}: compiling")
 
     def call(protocol):
@@ -182,8 +207,9 @@ def _show(results, as_json) -> None:
 
         print(json.dumps(results, indent=1))
         return
-    for name in ("client_exponent_in_n", "client_exponent_in_d"):
-        print(f"{name}: {results[name]}")
+    for name, figure in results.items():
+        if isinstance(figure, float):
+            print(f"{name}: {figure}")
     print(f"{_bench.describe(results['machine'])}\n")
     rows = [[r["n"], r["degree"], r["milliseconds"]["median"]] for r in results["clients"]]
     _bench.table(["n", "degree", f"a client's masks of {CLIENT_COORDINATES} ms"], rows)
@@ -192,16 +218,13 @@ def _show(results, as_json) -> None:
     _bench.table(["d", f"masks of {NEIGHBOURS} neighbours ms"], rows)
     for name in ("cores", "devices"):
         print()
-        kinds = ("plain_milliseconds", "secagg_plus_milliseconds")
-        first = results[name][0]
         rows = [
-            [row[name]]
-            + [row[kind]["median"] for kind in kinds]
-            + [first[kind]["median"] / row[kind]["median"] for kind in kinds]
+            [row[name], scaling]
+            + [row[scaling][f"{kind}_milliseconds"]["median"] for kind in ("plain", "secagg_plus")]
+            for scaling in ("strong", "weak")
             for row in results[name]
         ]
-        columns = [name, "Plain ms", "SecAgg+ ms", "Plain speed-up", "SecAgg+ speed-up"]
-        _bench.table(columns, rows)
+        _bench.table([name, "scaling", "Plain ms", "SecAgg+ ms"], rows)
 
 
 if __name__ == "__main__":

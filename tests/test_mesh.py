@@ -297,9 +297,13 @@ def test_a_federated_run_is_that_of_one_device():
 # ---- the program --------------------------------------------------------------------------------
 
 D = 1000
+# The result of one collective is an array or a tuple of several.
 COLLECTIVE = re.compile(
-    r"= (\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    r"= (\S+|\(.*?\)) "
+    r"(all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
+    r"(?:-start)?\("
 )
+ARRAY = re.compile(r"\w+\[[\d,]*\]")
 TRIPS = re.compile(r"known_trip_count[^0-9]*(\d+)")
 
 
@@ -313,7 +317,11 @@ def compiled(function, mesh, clients=88):
 
 
 def collectives(program):
-    return [(match[2], match[1].split("{")[0]) for match in COLLECTIVE.finditer(program.as_text())]
+    return [
+        (match[2], array)
+        for match in COLLECTIVE.finditer(program.as_text())
+        for array in ARRAY.findall(match[1])
+    ]
 
 
 def trip_counts(program):

@@ -555,7 +555,7 @@ def what_is_compiled(traced):
 def test_as_much_is_compiled_for_a_hundred_clients_as_for_eight():
     """Time to compile cannot grow unseen. What there is more is the longer form of a hash, which is
     for many inputs, and copies of functions for another shape, of arrays that have one shape in a
-    small cohort; from 520 clients on there is no more."""
+    small cohort, and a loop over parts where there are more than 4096 of anything."""
     few, many = (traced_round(fa.SecAgg(), n, 5) for n in (8, 104))
     assert equations(many) < 1.25 * equations(few)
     for small, large in zip(what_is_compiled(few), what_is_compiled(many)):
@@ -583,6 +583,6 @@ def test_program_grows_neither_with_clients_nor_with_coordinates(protocol):
 
 @pytest.mark.slow
 def test_program_does_not_grow_with_neighbours():
-    # Degrees, like numbers of clients, that leave the same rest in bytes and vectors.
-    few, many = (program_size(fa.SecAgg(degree=k), 403, 5) for k in (18, 114))
+    # Degrees that leave the same rest in bytes and vectors, and one in the parts of hashes.
+    few, many = (program_size(fa.SecAgg(degree=k), 403, 5) for k in (22, 118))
     assert few == many

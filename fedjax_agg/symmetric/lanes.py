@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def over_lanes(many: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -49,6 +50,36 @@ def over_lanes(many: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return outputs.reshape(inputs[0].shape[:2] + outputs.shape[1:]), True
 
     return one
+
+
+def in_parts(many: Callable[..., jax.Array], rows: int, *inputs: jax.Array) -> jax.Array:
+    """``many(*inputs)``, on a CPU some rows at a time: what it works on stays in the cache.
+
+    Args:
+        many: as in ``over_lanes``.
+        rows: how many at a time, static; the last part is filled with zeros.
+        inputs: arrays of leading axis m.
+
+    Returns:
+        What ``many`` returns, of leading axis m.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> in_parts(lambda rows: 2 * rows, 2, jnp.ones((3, 4))).shape
+        (3, 4)
+    """
+    m = inputs[0].shape[0]
+    parts = -(-m // rows)
+    if jax.default_backend() == "gpu":
+        # It has no such cache, and fills itself with all rows at once only.
+        return many(*inputs)
+
+    def cut(x):
+        padded = jnp.pad(x, ((0, parts * rows - m), *[(0, 0)] * (x.ndim - 1)))
+        return padded.reshape(parts, rows, *x.shape[1:])
+
+    outputs = lax.map(lambda part: many(*part), [cut(x) for x in inputs])
+    return outputs.reshape(parts * rows, *outputs.shape[2:])[:m]
 
 
 def _broadcast(size, batched, inputs):

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_agg import _check
 from fedjax_agg.symmetric.chacha20_block import short_keystream
-from fedjax_agg.symmetric.hmac_words import fill, hmac_words, template
+from fedjax_agg.symmetric.hmac_words import fill, tag_words, template
 from fedjax_agg.symmetric.key_schedule import SEAL_ENC, SEAL_MAC, WIRE_VERSION, derive_keys
 from fedjax_agg.symmetric.octets import swap_bytes
 
@@ -251,8 +251,7 @@ def _authenticate(key: jax.Array, ciphertext: jax.Array, numbers: list[jax.Array
     after = message.shape[0] - len(header) // 4 - ciphertext.shape[0]
     message = message | jnp.pad(swap_bytes(ciphertext), (len(header) // 4, after))
     # Round, sender and receiver; the upper half of the round's number is zero.
-    padded_key = jnp.pad(swap_bytes(key), (0, 8))
-    return swap_bytes(hmac_words(padded_key, fill(message, numbers, at=8)))
+    return tag_words(key, fill(message, numbers, at=8))
 
 
 def _require_message(**argument: jax.Array) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_agg import _check
+from fedjax_agg import _check, _xla
 from fedjax_agg.symmetric.hmac_words import BLOCK_BYTES, hmac_words, padding
 from fedjax_agg.symmetric.octets import bytes_from_words, words_from_bytes
 from fedjax_agg.symmetric.sha256_block import INITIAL_STATE, WORDS_PER_BLOCK, compress
@@ -158,7 +158,8 @@ def _sha256(message: jax.Array) -> jax.Array:
     def absorb(state, block):
         return compress(state, block), None
 
-    state, _ = lax.scan(absorb, jnp.asarray(INITIAL_STATE), _padded(message, 0))
+    blocks = _padded(message, 0)
+    state, _ = lax.scan(absorb, _xla.varying_with(jnp.asarray(INITIAL_STATE), blocks), blocks)
     return bytes_from_words(state, "big")
 
 

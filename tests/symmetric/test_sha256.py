@@ -14,7 +14,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedjax_agg.symmetric import sha256_block
-from fedjax_agg.symmetric.hmac_words import fill, hkdf_words, hmac_words, template
+from fedjax_agg.symmetric.hmac_words import (
+    DIGEST_PADDING,
+    fill,
+    hkdf_words,
+    hmac_words,
+    template,
+)
 from fedjax_agg.symmetric.key_schedule import (
     PAIR_MASK,
     SEAL_ENC,
@@ -178,6 +184,24 @@ def test_hmac_of_words_against_openssl(length):
     assert [bytes(mac) for mac in bytes_from_words(macs, "big")] == [
         hmac.digest(key.tobytes(), message.tobytes(), "sha256") for key in keys
     ]
+
+
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize("count", [0, 513, 4097, 1, 512, 4096, 8192])
+def test_macs_and_keys_of_few_and_of_many_in_parts(count):
+    rows = random_bytes(3, count, 32, seed=count)
+    key, salt, info = words_from_bytes(rows, "big")
+    message = jax.vmap(lambda words: jnp.concatenate([words, DIGEST_PADDING]))(info)
+    macs = jax.vmap(hmac_words)(jnp.pad(key, ((0, 0), (0, 8))), message)
+    # The info and a byte of one.
+    message = jax.vmap(lambda words: fill(template(bytes(32) + b"\1"), words, 0))(info)
+    keys = jax.vmap(hkdf_words)(key, salt, message)
+    assert macs.shape == keys.shape == (count, 8)
+    macs, keys = bytes_from_words(macs, "big"), bytes_from_words(keys, "big")
+    for i in sorted({0, 1, 511, 512, 4095, 4096, count - 1} & set(range(count))):
+        k, s, f = (row.tobytes() for row in rows[:, i])
+        assert bytes(macs[i]) == hmac.digest(k, f, "sha256")
+        assert bytes(keys[i]) == HKDF(hashes.SHA256(), 32, s, f).derive(k)
 
 
 @pytest.mark.parametrize("at", range(8, 13))
