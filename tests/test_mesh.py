@@ -20,6 +20,9 @@ from jax.sharding import PartitionSpec as P
 import fedjax_agg as fa
 from fedjax_agg import streaming
 from fedjax_agg.federated import ClientData, FedAvg, train
+from fedjax_agg.sharing import shamir
+from fedjax_agg.symmetric.key_schedule import derive_key
+from fedjax_agg.symmetric.sha256 import sha256
 from tests.sessions import any_session
 
 N = 16
@@ -292,6 +295,26 @@ def test_a_federated_run_is_that_of_one_device():
         found = jax.jit(lambda data: run(data, "clients"))(spread(data, mesh))
     assert_same(found, wanted)
     assert jnp.any(wanted[0].params != 0)
+
+
+@pytest.mark.parametrize("what", ["digest", "key", "secret"])
+def test_cryptography_of_what_lies_over_a_mesh(what):
+    """Inside somebody's own ``shard_map``, of rows that differ from device to device."""
+    zeros, rows = jnp.zeros(8, jnp.uint32), jnp.arange(64, dtype=jnp.uint32).reshape(8, 8)
+
+    def digest(row):
+        return sha256(row.astype(jnp.uint8))
+
+    def key(row):
+        return derive_key(row, "purpose", salt=zeros, round_id=7)
+
+    def secret(row):
+        return shamir.reconstruct(row.reshape(4, 2), jnp.array([True, True, False, True]))
+
+    function = jax.vmap({"digest": digest, "key": key, "secret": secret}[what])
+    over = P("clients")
+    spread_out = jax.shard_map(function, mesh=make_mesh(4), in_specs=over, out_specs=over)
+    np.testing.assert_array_equal(jax.jit(spread_out)(rows), function(rows))
 
 
 # ---- the program --------------------------------------------------------------------------------

@@ -66,6 +66,14 @@ def example(m=5, length=WHOLE):
     return keys, coefficients, nonce, openssl_sum(keys, coefficients, nonce, length)
 
 
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize("count", [0, 65, 513, 1, 64, 512, 1024])
+def test_few_blocks_and_many(count):
+    key, nonce = random_words(count, 8), random_words(2, 3)
+    found = short_jit(key, nonce, 16 * count)
+    np.testing.assert_array_equal(found, openssl(key, nonce, 16 * count))
+
+
 # Published vectors and named mistakes.
 
 
