@@ -102,7 +102,7 @@ def _missing_keys(
     a loop with a *traced* trip count derives them, some at a time.
     """
     n, k = missing.shape
-    step_size = min(_EDGES_PER_STEP, n * k)
+    step_size = min(_EDGES_PER_STEP, n)
     size = -(-n * k // step_size) * step_size
     # A sort is one program to compile, where the running count of ``jnp.nonzero`` is twenty.
     every = jnp.arange(n * k, dtype=jnp.int32)
