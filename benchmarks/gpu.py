@@ -151,6 +151,7 @@ def _keystream(m, length, limits, on_gpu, seconds):
         "length": length,
         "gbps": gbps,
         "of_integer_limit": _bench.significant(rate / limits["integer_gbps"]["median"]),
+        "of_memory": _bench.significant(rate / limits["memory_gbps"]["median"]),
     }
 
 
@@ -193,11 +194,11 @@ def _show(results) -> None:
     )
     names = list(results["keystream"][0]["gbps"])
     _bench.table(
-        ["keys", "words", *(f"{name} GB/s" for name in names), "of the limit"],
+        ["keys", "words", *(f"{name} GB/s" for name in names), "of integers", "of memory"],
         [
             [row["keys"], row["length"]]
             + [row["gbps"][name]["median"] for name in names]
-            + [row["of_integer_limit"]]
+            + [row["of_integer_limit"], row["of_memory"]]
             for row in results["keystream"]
         ],
     )
