@@ -68,11 +68,11 @@ def in_parts(many: Callable[..., jax.Array], rows: int, *inputs: jax.Array) -> j
         >>> in_parts(lambda rows: 2 * rows, 2, jnp.ones((3, 4))).shape
         (3, 4)
     """
+    if jax.default_backend() == "gpu":
+        # It has no such cache, and only all rows at once fill it.
+        return many(*inputs)
     m = inputs[0].shape[0]
     parts = -(-m // rows)
-    if jax.default_backend() == "gpu":
-        # It has no such cache, and fills itself with all rows at once only.
-        return many(*inputs)
 
     def cut(x):
         padded = jnp.pad(x, ((0, parts * rows - m), *[(0, 0)] * (x.ndim - 1)))
