@@ -27,6 +27,7 @@ REMEDIES = {
     "packed-bits": "an element has 1 to 32 bits: those of its group",
     "packed-elements": "give elements of the group, or of the width, that both ends agreed on",
     "packed-data": "pack_bits makes one stream of some elements, and nothing else is taken",
+    "hmac-blocks": "end a key with zeros, and make the blocks of a message with template",
     "message-shape": "flatten the message to words, and use jax.vmap for many",
     "coefficients-shape": "give one uint32 coefficient for every key, such as 1 and 2**32 - 1",
     "keystream-length": "ask for a positive number of 32-bit words, or 0 for none",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_agg import _xla
+from fedjax_agg import _check, _xla
 from fedjax_agg.symmetric.lanes import in_parts, over_lanes
 from fedjax_agg.symmetric.octets import swap_bytes
 from fedjax_agg.symmetric.sha256_block import (
@@ -94,6 +94,9 @@ def hmac_words(key: jax.Array, message: jax.Array) -> jax.Array:
     Returns:
         uint32[8].
 
+    Raises:
+        ValueError: an argument of another shape or type.
+
     Example:
         >>> import jax.numpy as jnp
         >>> message = template(b"what do ya want for nothing?")
@@ -101,6 +104,8 @@ def hmac_words(key: jax.Array, message: jax.Array) -> jax.Array:
         >>> hex(hmac_words(key, jnp.asarray(message))[0])  # RFC 4231, section 4.3
         '0x5bdcc146'
     """
+    _check.words("hmac-blocks", (WORDS_PER_BLOCK,), key=key)
+    _require_blocks(message)
     return _hmac_rows(key, message)
 
 
@@ -114,11 +119,15 @@ def tag_words(key: jax.Array, message: jax.Array) -> jax.Array:
     Returns:
         uint32[8].
 
+    Raises:
+        ValueError: an argument of another shape or type.
+
     Example:
         >>> import jax.numpy as jnp
         >>> hex(tag_words(jnp.zeros(8, jnp.uint32), jnp.asarray(template(b"")))[0])
         '0x9a6713b6'
     """
+    _check.words("key-shape", (8,), key=key)
     return swap_bytes(hmac_words(jnp.pad(swap_bytes(key), (0, 8)), message))
 
 
@@ -136,6 +145,9 @@ def hkdf_words(ikm: jax.Array, salt: jax.Array, message: jax.Array) -> jax.Array
     Returns:
         uint32[8].
 
+    Raises:
+        ValueError: an argument of another shape or type.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from fedjax_agg.symmetric.octets import words_from_bytes
@@ -146,7 +158,17 @@ def hkdf_words(ikm: jax.Array, salt: jax.Array, message: jax.Array) -> jax.Array
         >>> bool((words_from_bytes(key, "big") == ours).all())
         True
     """
+    _check.words("key-shape", (8,), ikm=ikm)
+    _check.words("key-shape", (8,), salt=salt)
+    _require_blocks(message)
     return _hkdf_rows(ikm, salt, message)
+
+
+def _require_blocks(message: jax.Array) -> None:
+    _check.words("hmac-blocks", (None,), message=message)
+    words = message.shape[0]
+    if not words or words % WORDS_PER_BLOCK:
+        raise _check.error("hmac-blocks", f"message of {words} words", "uint32[16 b], b >= 1")
 
 
 @over_lanes
